@@ -1,0 +1,24 @@
+/* What dmap.c and cpa.c share and callers do not see. */
+#ifndef RMPCORE_DMAP_INTERNAL_H
+#define RMPCORE_DMAP_INTERNAL_H
+
+#include "rmpcore/dmap.h"
+
+#define TABLE_ENTRIES 512
+
+/* The table that a table pointer names, or NULL when it points outside the memory. */
+static inline uint64_t *rmpc_table_at(const struct rmpc_dmap *dmap, uint64_t raw)
+{
+    return rmpc_mem_at(dmap->mem, raw & RMPC_PTE_ADDRESS & ~dmap->config.c_bit, RMPC_PAGE_SIZE);
+}
+
+/* Index of a virtual address in a table of this level. */
+static inline unsigned rmpc_table_index(uint64_t va, int level)
+{
+    return (unsigned)(va >> (12 + 9 * (level - 1))) % TABLE_ENTRIES;
+}
+
+/* A page for a table of entries of this level, reported; RMPC_NO_PAGE: none left.  Contents undefined. */
+uint64_t rmpc_table_alloc(struct rmpc_dmap *dmap, int level);
+
+#endif

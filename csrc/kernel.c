@@ -1,0 +1,22 @@
+/* Linux version to switches: direct-map section 10. */
+#include "rmpcore/kernel.h"
+
+static bool from(int major, int minor, int first_major, int first_minor)
+{
+    return major > first_major || (major == first_major && minor >= first_minor);
+}
+
+enum rmpc_status rmpc_kernel_init(struct rmpc_kernel *kernel, int major, int minor)
+{
+    if (minor < 0 || !from(major, minor, 6, 1))
+        return RMPC_ERR_KERNEL;
+    *kernel = (struct rmpc_kernel){
+        .major = major,
+        .minor = minor,
+        .clear_d_with_rw = from(major, minor, 6, 6),
+        .snp_host = from(major, minor, 6, 9),
+        .set_valid = from(major, minor, 6, 13),
+        .mark_4k = from(major, minor, 6, 15),
+    };
+    return RMPC_OK;
+}

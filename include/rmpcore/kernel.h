@@ -1,0 +1,24 @@
+/*
+ * Kernel profiles: the one place that turns a Linux version into switches (rules: docs/direct-map.md,
+ * section 10).
+ */
+#ifndef RMPCORE_KERNEL_H
+#define RMPCORE_KERNEL_H
+
+#include <stdbool.h>
+
+#include "status.h"
+
+struct rmpc_kernel {
+    int major;
+    int minor;
+    bool clear_d_with_rw;  /* 6.6: D leaves together with RW */
+    bool snp_host;         /* 6.9: the functions of snp_host.h exist */
+    bool set_valid;        /* 6.13: set_direct_map_valid_noflush() exists */
+    bool mark_4k;          /* 6.15: set_memory_4k() marks its pages KERNEL_4K */
+};
+
+/* RMPC_ERR_KERNEL: older than 6.1, the first version whose rules are known. */
+enum rmpc_status rmpc_kernel_init(struct rmpc_kernel *kernel, int major, int minor);
+
+#endif

@@ -1,0 +1,110 @@
+/*
+ * Ops: one instruction, kernel call or model control each, as fixed-size records.
+ *
+ * An op applied to a machine gives a result and a new state.  Records have the same layout as OP_DTYPE and
+ * RESULT_DTYPE in Python, so that a million ops cross the language border in one call; the list of ops with
+ * the text form of each is in docs/formats.md.
+ */
+#ifndef RMPCORE_OP_H
+#define RMPCORE_OP_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cpa.h"
+#include "snp_host.h"
+
+enum rmpc_op_code {
+    /* instructions */
+    RMPC_OP_INSN_RMPUPDATE = 1, /* addr: RAX; gpa; flags; id: ASID; count: extra bits of the input's high quadword */
+    RMPC_OP_INSN_PSMASH = 2,    /* addr: RAX */
+    RMPC_OP_INSN_RMPREAD = 3,   /* addr: RAX */
+    /* kernel functions */
+    RMPC_OP_RMPUPDATE = 4,        /* addr: frame; gpa; flags; id: ASID */
+    RMPC_OP_RMP_MAKE_PRIVATE = 5, /* addr: frame; gpa; level; id: ASID; flags: immutable */
+    RMPC_OP_RMP_MAKE_FIRMWARE = 6, /* addr: frame; level */
+    RMPC_OP_RMP_MAKE_SHARED = 7,   /* addr: frame; level */
+    RMPC_OP_PSMASH = 8,            /* addr: frame */
+    RMPC_OP_SNP_LOOKUP_RMPENTRY = 9, /* addr: frame */
+    RMPC_OP_ADJUST_DIRECT_MAP = 10,  /* addr: frame; level */
+    RMPC_OP_DUMP_RMPENTRY = 11,      /* addr: frame */
+    RMPC_OP_SNP_LEAK_PAGES = 12,     /* addr: frame; count: pages */
+    RMPC_OP_LOOKUP = 13,             /* addr: frame */
+    RMPC_OP_SET_MEMORY_4K = 14,      /* addr: frame; count: pages */
+    RMPC_OP_SET_DIRECT_MAP_INVALID_NOFLUSH = 15, /* addr: frame */
+    RMPC_OP_SET_DIRECT_MAP_DEFAULT_NOFLUSH = 16, /* addr: frame */
+    RMPC_OP_SET_DIRECT_MAP_VALID_NOFLUSH = 17,   /* addr: frame; count: pages; flags: valid */
+    /* controls of the model */
+    RMPC_OP_INJECT = 18,     /* id: code; count: instructions */
+    RMPC_OP_FAIL_ALLOC = 19, /* addr: allocations that succeed first; count: allocations that fail */
+    RMPC_OP_END
+};
+
+enum rmpc_op_flag {
+    RMPC_OP_ASSIGNED = 1 << 0,
+    RMPC_OP_SIZE_2M = 1 << 1,
+    RMPC_OP_IMMUTABLE = 1 << 2,
+    RMPC_OP_VALID = 1 << 3,
+    RMPC_OP_GUEST = 1 << 4, /* executed with a non-zero current ASID */
+    RMPC_OP_USER = 1 << 5   /* executed at CPL 3 */
+};
+
+struct rmpc_op {
+    uint16_t op; /* enum rmpc_op_code */
+    uint8_t level;
+    uint8_t flags; /* enum rmpc_op_flag */
+    uint32_t id;
+    uint64_t addr;
+    uint64_t gpa;
+    uint64_t count;
+};
+static_assert(sizeof(struct rmpc_op) == 32, "op records cross to other languages");
+
+/* What ret is. */
+enum rmpc_result_kind {
+    RMPC_RESULT_KERNEL = 0,  /* a kernel function's return */
+    RMPC_RESULT_CODE = 1,    /* an instruction's EAX */
+    RMPC_RESULT_FAULT = 2,   /* the vector of the exception that the instruction raised */
+    RMPC_RESULT_HANG = 3,    /* the code that makes the kernel repeat its instruction for ever */
+    RMPC_RESULT_REFUSED = 4, /* enum rmpc_status: the model cannot do this op; the state is untouched */
+    RMPC_RESULT_END
+};
+
+enum rmpc_result_flag {
+    RMPC_RESULT_ASSIGNED = 1 << 0, /* snp_lookup_rmpentry */
+    RMPC_RESULT_RW = 1 << 1,       /* lookup: RW at all levels above the entry */
+    RMPC_RESULT_NX = 1 << 2        /* lookup: NX at some level above the entry */
+};
+
+struct rmpc_result {
+    int32_t ret;
+    uint8_t kind;  /* enum rmpc_result_kind */
+    uint8_t level; /* snp_lookup_rmpentry, lookup (0: nothing there) */
+    uint8_t flags; /* enum rmpc_result_flag */
+    uint8_t reserved;
+    uint64_t value;  /* lookup: raw entry; RMPREAD: low quadword */
+    uint64_t value2; /* RMPREAD: high quadword */
+};
+static_assert(sizeof(struct rmpc_result) == 24, "result records cross to other languages");
+
+/* A machine: everything that ops act on.  host.rmp may be NULL. */
+struct rmpc_machine {
+    struct rmpc_mem *mem;
+    struct rmpc_host host;
+};
+
+/* The op's name in the text form; NULL: no such op. */
+const char *rmpc_op_name(unsigned op);
+
+/* Flags that an op uses (enum rmpc_op_flag).  A record with others, or with anything but 0 in a field that the
+ * op does not use, is refused. */
+unsigned rmpc_op_flags(unsigned op);
+
+void rmpc_machine_apply(struct rmpc_machine *machine, const struct rmpc_op *op, struct rmpc_result *result);
+
+/* The ops in order; results has room for count. */
+void rmpc_machine_run(struct rmpc_machine *machine, const struct rmpc_op *ops, size_t count,
+                      struct rmpc_result *results);
+
+#endif

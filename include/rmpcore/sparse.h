@@ -1,0 +1,18 @@
+/*
+ * Sparse memory for hosted programs: an address range of any size that costs only the pages it has touched.
+ *
+ * Apart from the core, which needs no operating system.  Available where mmap() is.
+ */
+#ifndef RMPCORE_SPARSE_H
+#define RMPCORE_SPARSE_H
+
+#include "mem.h"
+
+/* Reserve zeroed host memory for range->size bytes (a multiple of the page size) and set range->host.
+ * RMPC_ERR_NOMEM: the system gives no address space of that size; range->host is NULL then. */
+enum rmpc_status rmpc_sparse_map(struct rmpc_range *range);
+
+/* Give it back.  A range whose host is NULL is left alone. */
+void rmpc_sparse_unmap(struct rmpc_range *range);
+
+#endif

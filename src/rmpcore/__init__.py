@@ -1,0 +1,78 @@
+"""rmpcore: AMD SEV-SNP's Reverse Map Table and the Linux direct map, bit for bit.
+
+An op applied to a machine gives a result and a new state:
+
+>>> import rmpcore
+>>> machine = rmpcore.Machine(rmpcore.load_map("examples/maps/dell-r6515-epyc7513-256g-snp.json"))
+>>> machine.apply(rmpcore.parse_op("rmp_make_private pfn=0x120000 gpa=0x1000 level=4K asid=5"))
+"""
+
+from pathlib import Path
+
+from rmpcore.inputs import load_map
+from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike
+from rmpcore.maps import KernelImage, MachineMap, MapError
+from rmpcore.ops import (
+    EVENT_DTYPE,
+    OP_DTYPE,
+    OPS,
+    RESULT_DTYPE,
+    Event,
+    EventKind,
+    Kind,
+    Op,
+    OpCode,
+    OpError,
+    OpFlag,
+    Refusal,
+    Result,
+    ResultFlag,
+    format_op,
+    format_result,
+    make_op,
+    pack_ops,
+    parse_op,
+)
+from rmpcore.state import State, diff_states
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BACKENDS",
+    "EVENT_DTYPE",
+    "OPS",
+    "OP_DTYPE",
+    "RESULT_DTYPE",
+    "Event",
+    "EventKind",
+    "KernelImage",
+    "Kind",
+    "Machine",
+    "MachineError",
+    "MachineLike",
+    "MachineMap",
+    "MapError",
+    "Op",
+    "OpCode",
+    "OpError",
+    "OpFlag",
+    "Refusal",
+    "Result",
+    "ResultFlag",
+    "State",
+    "diff_states",
+    "format_op",
+    "format_result",
+    "get_include",
+    "load_map",
+    "make_op",
+    "pack_ops",
+    "parse_op",
+]
+
+
+def get_include() -> str:
+    """The directory to give a C compiler with -I for ``#include <rmpcore/rmpcore.h>``."""
+    package = Path(__file__).parent / "include"
+    # an editable install leaves the headers where they are in the source tree
+    return str(package if package.is_dir() else Path(__file__).parents[2] / "include")

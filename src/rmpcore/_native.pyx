@@ -1,0 +1,524 @@
+# cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False
+"""The native machine: the C core on sparse memory, as a Python class."""
+
+import re
+
+import numpy as np
+
+cimport cython
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+
+from rmpcore._rmpc cimport *
+
+from rmpcore.machine import MachineError
+from rmpcore.ops import EVENT_DTYPE, OP_DTYPE, RESULT_DTYPE, Op, Result
+from rmpcore.state import ENTRY_DTYPE, RMP_DTYPE, State
+
+_CHANGES = "6.1, 6.2, 6.6, 6.9, 6.13, 6.14, 6.15"
+_PARTS = {"milan": RMPC_PART_MILAN, "genoa": RMPC_PART_GENOA}
+
+
+cdef struct buffer:
+    # Fixed-size records that grow as they come; lost: memory ran out, some are missing.
+    char *data
+    size_t item
+    size_t count
+    size_t room
+    bint lost
+
+
+cdef void *append(buffer *b) noexcept nogil:
+    # Room for one more record, NULL if there is none.
+    cdef size_t room
+    cdef void *data
+    if b.count == b.room:
+        room = b.room * 2 if b.room else 64
+        data = realloc(b.data, room * b.item)
+        if data == NULL:
+            b.lost = True
+            return NULL
+        b.data = <char *>data
+        b.room = room
+    b.count += 1
+    return b.data + (b.count - 1) * b.item
+
+
+cdef object take(buffer *b, object dtype):
+    # The records as a new array; the buffer is empty afterwards.
+    cdef bint lost = b.lost
+    cdef size_t size = b.count * b.item
+    array = np.frombuffer(b.data[:size], dtype=dtype).copy() if size else np.empty(0, dtype)
+    b.count = 0
+    b.lost = False
+    if lost:
+        raise MemoryError("no memory to collect all records of a machine")
+    return array
+
+
+cdef void on_event(void *user, const rmpc_event *event) noexcept nogil:
+    cdef rmpc_event *slot = <rmpc_event *>append(<buffer *>user)
+    if slot != NULL:
+        slot[0] = event[0]
+
+
+cdef packed struct table_entry:
+    # One row of ENTRY_DTYPE.
+    uint8_t window
+    uint8_t level
+    uint64_t offset
+    uint64_t raw
+
+
+cdef struct lister:
+    buffer *tables
+    buffer *leaves
+    uint8_t window
+    uint64_t origin
+
+
+cdef c_bool on_entry(void *user, const rmpc_dmap_entry *entry) noexcept nogil:
+    cdef lister *l = <lister *>user
+    cdef table_entry *row = <table_entry *>append(l.tables if entry.table else l.leaves)
+    if row == NULL:
+        return False
+    row.window = l.window
+    row.level = <uint8_t>entry.level
+    row.offset = entry.va - l.origin
+    row.raw = entry.raw
+    return True
+
+
+def op_table():
+    """The C core's own list of ops: {code: (name, flag bits)}."""
+    cdef unsigned code
+    table = {}
+    for code in range(256):
+        if rmpc_op_name(code) != NULL:
+            table[code] = (rmpc_op_name(code).decode(), rmpc_op_flags(code))
+    return table
+
+
+cdef str text_of(rmpc_status status):
+    return rmpc_status_text(status).decode()
+
+
+cdef _sorted(array):
+    order = np.lexsort((array["offset"], -array["level"].astype(np.int8), array["window"]))
+    return array[order]
+
+
+cdef class NativeMachine:
+    """A machine on the C core; see rmpcore.machine.MachineLike for what each method does.
+
+    Calls on one machine from several threads wait for each other.
+    """
+
+    cdef object _map
+    cdef str _kernel
+    cdef cython.pymutex lock
+    cdef rmpc_range *ranges
+    cdef size_t range_count
+    cdef rmpc_extent *memory
+    cdef rmpc_extent *reserved
+    cdef rmpc_e820 *e820
+    cdef rmpc_frames *mapped
+    cdef uint64_t *busy
+    cdef uint64_t *touched
+    cdef rmpc_mem mem
+    cdef rmpc_pool pool
+    cdef rmpc_events events
+    cdef buffer recorded
+    cdef rmpc_dmap dmap
+    cdef rmpc_rmp rmp
+    cdef rmpc_machine machine
+
+    def __cinit__(self, map, *, kernel="6.12", hardware="milan", switches=None, state=None):  # noqa: A002
+        cdef rmpc_dmap_config config
+        cdef rmpc_hardware profile
+        self._map = map
+        self.recorded.item = sizeof(rmpc_event)
+        self.events.user = &self.recorded
+        self._configure(&config, kernel)
+        self._profile(&profile, hardware, {} if switches is None else switches)
+        self._reserve()
+        rooms = 16 + len(map.memory) + (len(state.mapped) if state is not None else 0)
+        self.mapped = <rmpc_frames *>self._calloc(rooms, sizeof(rmpc_frames))
+        self._must(rmpc_dmap_init(&self.dmap, &self.mem, &config, self.mapped, rooms, &self.events), "direct map")
+        self.machine.mem = &self.mem
+        self.machine.host.dmap = &self.dmap
+        self.machine.host.memory = self.memory
+        self.machine.host.memory_count = len(map.memory)
+        self.machine.host.events = &self.events
+        self._place_rmp(&profile)
+        if state is None:
+            self._boot()
+        else:
+            self._load(state)
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.range_count):
+            rmpc_sparse_unmap(&self.ranges[i])
+        for p in (<size_t>self.ranges, <size_t>self.memory, <size_t>self.reserved, <size_t>self.e820,
+                  <size_t>self.mapped, <size_t>self.busy, <size_t>self.touched):
+            PyMem_Free(<void *><size_t>p)
+        free(self.recorded.data)
+
+    cdef void *_calloc(self, size_t count, size_t size) except NULL:
+        cdef void *p = PyMem_Calloc(count if count else 1, size)
+        if p == NULL:
+            raise MemoryError
+        return p
+
+    cdef int _must(self, rmpc_status status, str what) except -1:
+        if status != RMPC_OK:
+            raise MachineError(f"{what}: {text_of(status)}")
+        return 0
+
+    cdef int _configure(self, rmpc_dmap_config *config, kernel) except -1:
+        map = self._map  # noqa: A001
+        version = re.match(r"(\d{1,4})\.(\d{1,4})(?!\d)", kernel) if isinstance(kernel, str) else None
+        if version is None or rmpc_kernel_init(&config.kernel, int(version[1]), int(version[2])) != RMPC_OK:
+            raise MachineError(f"no rules for kernel {kernel!r}: give 6.1 or later (rules change at {_CHANGES})")
+        self._kernel = f"{config.kernel.major}.{config.kernel.minor}"
+        config.levels = map.levels
+        config.large_level = {"4K": 1, "2M": 2, "1G": 3}[map.large_pages]
+        config.page_offset = map.page_offset
+        config.supported_mask = map.supported_mask
+        config.default_mask = map.default_mask
+        config.c_bit = map.c_bit
+        config.image = rmpc_image(0, 0, 0, 0, 0, 0)
+        if map.image is not None:
+            config.image.text = map.image.text
+            config.image.etext = map.image.etext
+            config.image.start_rodata = map.image.start_rodata
+            config.image.end_rodata = map.image.end_rodata
+            config.image.brk_end = map.image.brk_end
+            config.image.phys_base = map.image.phys_base
+        return 0
+
+    cdef int _profile(self, rmpc_hardware *profile, hardware, switches) except -1:
+        if hardware not in _PARTS:
+            raise MachineError(f"no hardware profile {hardware!r}: it is one of {', '.join(_PARTS)}")
+        rmpc_hardware_init(profile, <rmpc_part><int>_PARTS[hardware])
+        known = dict(profile[0])
+        for name, value in switches.items():
+            if name not in known:
+                raise MachineError(f"no switch {name!r}: it is one of {', '.join(sorted(known))}")
+            if not isinstance(value, int) or not 0 <= value <= 0xFFFFFFFF:
+                raise MachineError(f"switch {name}: {value!r} is not a value that it takes")
+            known[name] = int(value)
+            profile[0] = known
+            if rmpc_hardware_check(profile) != RMPC_OK:
+                raise MachineError(f"switch {name}: {value} is not a value that it takes")
+        return 0
+
+    cdef int _reserve(self) except -1:
+        # Host memory for RAM and, apart from it, for the RMP.
+        cdef size_t i
+        map = self._map  # noqa: A001
+        wanted = list(map.memory)
+        if map.rmp is not None:
+            base, end = map.rmp
+            if base <= end:
+                first = base // 4096 * 4096
+                wanted.append((first, (end // 4096 + 1) * 4096 - first))
+        wanted.sort()
+        self.ranges = <rmpc_range *>self._calloc(len(wanted), sizeof(rmpc_range))
+        for i, (base, size) in enumerate(wanted):
+            self.ranges[i].base = base
+            self.ranges[i].size = size
+        for i in range(<size_t>len(wanted)):
+            if rmpc_sparse_map(&self.ranges[i]) != RMPC_OK:
+                raise MachineError(f"no address space for {self.ranges[i].size:#x} bytes of simulated memory")
+            self.range_count = i + 1
+        self.memory = <rmpc_extent *>self._calloc(len(map.memory), sizeof(rmpc_extent))
+        for i, (base, size) in enumerate(map.memory):
+            self.memory[i] = rmpc_extent(base, size)
+        self.reserved = <rmpc_extent *>self._calloc(len(map.reserved), sizeof(rmpc_extent))
+        for i, (base, size) in enumerate(map.reserved):
+            self.reserved[i] = rmpc_extent(base, size)
+        self.e820 = <rmpc_e820 *>self._calloc(len(map.e820), sizeof(rmpc_e820))
+        for i, (base, size, kind) in enumerate(map.e820):
+            self.e820[i] = rmpc_e820(base, size, kind & 0xFFFFFFFF)
+        self.pool.memory = self.memory
+        self.pool.memory_count = len(map.memory)
+        self.pool.reserved = self.reserved
+        self.pool.reserved_count = len(map.reserved)
+        rmpc_pool_init(&self.pool)
+        self.mem.ranges = self.ranges
+        self.mem.count = self.range_count
+        self.mem.alloc = rmpc_pool_alloc
+        self.mem.user = &self.pool
+        return 0
+
+    cdef int _place_rmp(self, const rmpc_hardware *profile) except -1:
+        map = self._map  # noqa: A001
+        if map.rmp is None:
+            return 0
+        base, end = map.rmp
+        where = f"RMP {base:#x}-{end:#x}"
+        if map.rmp_probed:
+            self._must(rmpc_rmp_probe(base, end, map.max_pfn), where)
+        self.touched = <uint64_t *>self._calloc(rmpc_rmp_touched_words(base, end), sizeof(uint64_t))
+        self._must(rmpc_rmp_init(&self.rmp, &self.mem, base, end, map.c_bit, profile, self.touched, &self.events),
+                   where)
+        self.machine.host.rmp = &self.rmp
+        return 0
+
+    cdef int _boot(self) except -1:
+        cdef rmpc_boot_memory boot
+        cdef rmpc_status status
+        boot.memory = self.memory
+        boot.memory_count = self.pool.memory_count
+        boot.reserved = self.reserved
+        boot.reserved_count = self.pool.reserved_count
+        boot.e820 = self.e820
+        boot.e820_count = len(self._map.e820)
+        boot.max_pfn = self._map.max_pfn
+        with nogil:
+            status = rmpc_dmap_boot(&self.dmap, &boot)
+        self._must(status, "building the direct map")
+        return 0
+
+    # ---- a saved state ----
+
+    cdef int _load(self, state) except -1:
+        cdef size_t i
+        cdef uint64_t frame
+        frames = [state.root] + [raw & RMPC_PTE_ADDRESS & ~self._map.c_bit for raw in state.tables["raw"].tolist()]
+        self._check_table_pages(state, frames)
+        self.busy = <uint64_t *>self._calloc(len(frames), sizeof(uint64_t))
+        for i, frame in enumerate(sorted(frames)):
+            self.busy[i] = frame >> 12
+        self.pool.busy = self.busy
+        self.pool.busy_count = len(frames)
+        self._must(rmpc_dmap_put_root(&self.dmap, state.root), f"state: root table {state.root:#x}")
+        for window in (0, 1):
+            tables = state.tables[state.tables["window"] == window]
+            leaves = state.leaves[state.leaves["window"] == window]
+            if window == 1 and (len(tables) or len(leaves) or self._map.image is not None):
+                self._must(rmpc_dmap_put_high_path(&self.dmap), "state: tables above the high mapping")
+            # parents first
+            self._put(tables[np.argsort(-tables["level"].astype(np.int8), kind="stable")], True)
+            self._put(leaves, False)
+        if len(state.tables) + len(state.leaves) != sum(
+            int((array["window"] <= 1).sum()) for array in (state.tables, state.leaves)
+        ):
+            raise MachineError("state: an entry is neither in the direct map nor in the high mapping")
+        self._load_counts(state)
+        self._load_rmp(state)
+        return 0
+
+    cdef int _check_table_pages(self, state, frames) except -1:
+        whose = ["root table"] + [
+            f"table entry at +{row['offset']:#x} level {row['level']}" for row in state.tables
+        ]
+        seen = {}
+        for frame, name in zip(frames, whose, strict=True):
+            if frame % 4096 or not any(base <= frame < base + size for base, size in self._map.memory):
+                raise MachineError(f"state: {name}: table page {frame:#x} is not a page of memory")
+            if frame in seen:
+                raise MachineError(f"state: {name}: table page {frame:#x} is also that of {seen[frame]}")
+            seen[frame] = name
+        return 0
+
+    cdef int _put(self, rows, bint tables) except -1:
+        cdef rmpc_status status = RMPC_OK
+        cdef uint64_t va
+        cdef uint64_t raw
+        cdef int level
+        limit = rmpc_dmap_limit(&self.dmap)
+        kind = "table entry" if tables else "leaf"
+        for window, lvl, offset, value in rows.tolist():
+            level = lvl
+            raw = value
+            where = f"state: {kind} {raw:#x} at {('direct map', 'high mapping')[window]} +{offset:#x} level {level}"
+            if window == 0:
+                va = (self._map.page_offset + offset) & 0xFFFFFFFFFFFFFFFF
+                # the slot that holds the map's first byte may begin before it
+                outside = offset >= limit and offset < (1 << 64) - (1 << (12 + 9 * (max(level, 1) - 1)))
+            else:
+                va = (RMPC_HIGH_MAP + offset) & 0xFFFFFFFFFFFFFFFF
+                outside = offset >= RMPC_HIGH_SIZE or level > 2
+            if outside:
+                raise MachineError(f"{where}: outside its window")
+            if tables:
+                status = rmpc_dmap_put_table(&self.dmap, va, level, raw)
+            else:
+                status = rmpc_dmap_put_leaf(&self.dmap, va, level, raw)
+            self._must(status, where)
+        return 0
+
+    cdef int _load_counts(self, state) except -1:
+        counters = state.counters
+        for start, end in state.mapped:
+            self._must(rmpc_dmap_add_mapped(&self.dmap, start, end), "state: mapped ranges")
+        self.dmap.max_pfn_mapped = state.max_pfn_mapped
+        self.dmap.kernel_readonly = bool(state.kernel_readonly)
+        for level, name in ((1, "4k"), (2, "2m"), (3, "1g")):
+            self.dmap.counters.pages[level] = counters.get(f"direct_map_{name}", 0)
+        for level in (2, 3):
+            self.dmap.counters.splits[level] = counters.get(f"level{level}_splits", 0)
+        self.dmap.counters.flush_all = counters.get("flush_all", 0)
+        self.dmap.counters.flush_pages = counters.get("flush_pages", 0)
+        self.machine.host.leaked_pages = counters.get("leaked_pages", 0)
+        self.machine.host.retries = counters.get("rmpupdate_retries", 0)
+        self.mem.fail_skip, self.mem.fail_count = state.fail_alloc
+        return 0
+
+    cdef int _load_rmp(self, state) except -1:
+        if self.machine.host.rmp == NULL:
+            if len(state.rmp) or state.inject:
+                raise MachineError("state: it has RMP entries, the map has no RMP")
+            return 0
+        self.rmp.counters.rmpupdate = state.counters.get("rmpupdate", 0)
+        self.rmp.counters.psmash = state.counters.get("psmash", 0)
+        self.rmp.counters.rmpread = state.counters.get("rmpread", 0)
+        for pfn, lo, hi in state.rmp.tolist():
+            if rmpc_rmp_set(&self.rmp, pfn, rmpc_rmp_entry(lo, hi)) != RMPC_OK:
+                raise MachineError(f"state: the RMP does not cover frame {pfn:#x}")
+        for code, count in state.inject:
+            self._must(rmpc_rmp_inject(&self.rmp, code, count), "state: injected codes")
+        return 0
+
+    # ---- MachineLike ----
+
+    @property
+    def backend(self):
+        return "native"
+
+    @property
+    def map(self):
+        return self._map
+
+    @property
+    def kernel(self):
+        return self._kernel
+
+    def apply(self, op):
+        cdef rmpc_op record
+        cdef rmpc_result result
+        record.op, record.level, record.flags, record.id, record.addr, record.gpa, record.count = op
+        with self.lock:
+            rmpc_machine_apply(&self.machine, &record, &result)
+        return Result(result.ret, result.kind, result.level, result.flags, result.reserved, result.value,
+                      result.value2)
+
+    def run(self, ops):
+        cdef const unsigned char[::1] source
+        cdef unsigned char[::1] target
+        cdef size_t count
+        if not isinstance(ops, np.ndarray) or ops.dtype != OP_DTYPE or ops.ndim != 1:
+            raise TypeError("ops is not a one-dimensional array of OP_DTYPE records")
+        ops = np.ascontiguousarray(ops)
+        results = np.empty(len(ops), RESULT_DTYPE)
+        count = len(ops)
+        if count == 0:
+            return results
+        source = ops.view(np.uint8)
+        target = results.view(np.uint8)
+        with nogil, self.lock:
+            rmpc_machine_run(&self.machine, <const rmpc_op *>&source[0], count, <rmpc_result *>&target[0])
+        return results
+
+    def state(self):
+        with self.lock:
+            return self._state()
+
+    cdef _state(self):
+        cdef buffer tables = buffer(NULL, sizeof(table_entry), 0, 0, False)
+        cdef buffer leaves = buffer(NULL, sizeof(table_entry), 0, 0, False)
+        cdef buffer entries = buffer(NULL, 3 * sizeof(uint64_t), 0, 0, False)
+        cdef lister l
+        cdef uint64_t pfn
+        cdef uint64_t *row
+        cdef rmpc_dmap_counters *c = &self.dmap.counters
+        cdef size_t i
+        try:
+            with nogil:
+                l = lister(&tables, &leaves, 0, self.dmap.config.page_offset)
+                rmpc_dmap_list(&self.dmap, l.origin, rmpc_dmap_limit(&self.dmap), 5, on_entry, &l)
+                l = lister(&tables, &leaves, 1, RMPC_HIGH_MAP)
+                rmpc_dmap_list(&self.dmap, l.origin, RMPC_HIGH_SIZE, 2, on_entry, &l)
+                if self.machine.host.rmp != NULL:
+                    pfn = rmpc_rmp_next_used(&self.rmp, 0)
+                    while pfn < self.rmp.frames:
+                        row = <uint64_t *>append(&entries)
+                        if row == NULL:
+                            break
+                        row[0] = pfn
+                        row[1] = self.rmp.entries[pfn].lo
+                        row[2] = self.rmp.entries[pfn].hi
+                        pfn = rmpc_rmp_next_used(&self.rmp, pfn + 1)
+            table_rows = take(&tables, ENTRY_DTYPE)
+            leaf_rows = take(&leaves, ENTRY_DTYPE)
+            rmp_rows = take(&entries, RMP_DTYPE)
+        finally:
+            free(tables.data)
+            free(leaves.data)
+            free(entries.data)
+        counters = {
+            "direct_map_4k": c.pages[1],
+            "direct_map_2m": c.pages[2],
+            "direct_map_1g": c.pages[3],
+            "level2_splits": c.splits[2],
+            "level3_splits": c.splits[3],
+            "flush_all": c.flush_all,
+            "flush_pages": c.flush_pages,
+            "table_pages": c.table_pages,
+            "rmpupdate": self.rmp.counters.rmpupdate,
+            "psmash": self.rmp.counters.psmash,
+            "rmpread": self.rmp.counters.rmpread,
+            "rmpupdate_retries": self.machine.host.retries,
+            "leaked_pages": self.machine.host.leaked_pages,
+        }
+        return State(
+            root=self.dmap.root,
+            tables=_sorted(table_rows),
+            leaves=_sorted(leaf_rows),
+            rmp=rmp_rows,
+            counters=counters,
+            mapped=tuple([(self.dmap.mapped[i].start, self.dmap.mapped[i].end)
+                          for i in range(self.dmap.mapped_count)]),
+            max_pfn_mapped=self.dmap.max_pfn_mapped,
+            kernel_readonly=bool(self.dmap.kernel_readonly),
+            inject=tuple([(self.rmp.inject.runs[i].code, self.rmp.inject.runs[i].count)
+                          for i in range(self.rmp.inject.count)]),
+            fail_alloc=(self.mem.fail_skip, self.mem.fail_count),
+        )
+
+    def record_events(self, on):
+        with self.lock:
+            self.events.report = NULL
+            if on:
+                self.events.report = on_event
+            else:
+                self.recorded.count = 0
+                self.recorded.lost = False
+
+    def take_events(self):
+        with self.lock:
+            return take(&self.recorded, EVENT_DTYPE)
+
+    def read_rmp(self, pfn):
+        cdef rmpc_rmp_entry entry
+        self._covered(pfn)
+        with self.lock:
+            rmpc_rmp_get(&self.rmp, pfn, &entry)
+        return entry.lo, entry.hi
+
+    def write_rmp(self, pfn, lo, hi):
+        cdef rmpc_rmp_entry entry
+        self._covered(pfn)
+        entry.lo = lo
+        entry.hi = hi
+        with self.lock:
+            rmpc_rmp_set(&self.rmp, pfn, entry)
+
+    cdef int _covered(self, pfn) except -1:
+        if self.machine.host.rmp == NULL or not 0 <= pfn < self.rmp.frames:
+            raise IndexError(f"the RMP has no entry for frame {pfn:#x}")
+        return 0

@@ -1,0 +1,503 @@
+"""The command line: ``rmpcore run``, ``rmpcore conform``, ``rmpcore decode``.
+
+Exit status 0: all is well.  1: the backends disagree, or a recording fails.  2: bad input, told in one line on
+stderr.  What is heavy (NumPy, the machines, rich) is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from rmpcore.conform import Conformance
+    from rmpcore.decode import Field
+    from rmpcore.machine import MachineLike
+    from rmpcore.maps import MachineMap
+    from rmpcore.replay import Disagreement
+    from rmpcore.state import State
+    from rmpcore.trace import Trace
+
+_BACKENDS = ("native", "oracle")
+_LEVELS = {"4K": 1, "2M": 2, "1G": 3, "512G": 4, "256T": 5}
+_CHECKED_STATES = 1000
+"""With --check, about how often the whole states are compared when --check-every does not say."""
+
+
+class BadInputError(click.ClickException):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Output:
+    """A result file that appears whole or not at all.  What stops it from being written shows when it is opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._target = os.path.realpath(path)
+        self._temporary: str | None = None
+        try:
+            if os.path.exists(self._target) and not os.path.isfile(self._target):
+                self.file: TextIO = open(self._target, "w", encoding="utf-8")  # noqa: SIM115 - a pipe or a device
+                return
+            if os.path.exists(self._target) and not os.access(self._target, os.W_OK):
+                raise PermissionError(13, os.strerror(13))
+            folder, name = os.path.split(self._target)
+            temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}.tmp")
+            self.file = open(temporary, "x", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            self._temporary = temporary
+        except (OSError, ValueError) as e:
+            raise BadInputError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+
+    def __enter__(self) -> TextIO:
+        return self.file
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self.file.close()
+            if kind is None and self._temporary is not None:
+                os.replace(self._temporary, self._target)
+                self._temporary = None
+        except OSError as e:
+            raise BadInputError(f"{self.path}: {e.strerror or e}") from None
+        finally:
+            if self._temporary is not None:
+                os.unlink(self._temporary)
+
+
+class _Bar:
+    """A progress bar for what takes more than a second, if there is a terminal to show it on."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what = total, what
+        self._started = time.monotonic()
+        self._progress: Progress | None = None
+
+    def __call__(self, done: int) -> None:
+        if self._progress is None:
+            if time.monotonic() - self._started < 1 or not sys.stderr.isatty():
+                return
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._progress = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task(self._what, total=self._total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """Turn what the readers and machines refuse into one line and exit status 2."""
+    from rmpcore.machine import MachineError
+    from rmpcore.maps import MapError
+    from rmpcore.trace import TraceError
+
+    try:
+        yield
+    except (MachineError, MapError, TraceError) as e:
+        raise BadInputError(str(e)) from None
+    except ImportError as e:
+        raise BadInputError(f"the backend cannot be loaded: {e}") from None
+
+
+def _size(bytes_: int) -> str:
+    value, unit = float(bytes_), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.4g} {unit}"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rmpcore")
+def cli() -> None:
+    """AMD SEV-SNP's Reverse Map Table and the Linux direct map, on memory maps of real machines."""
+
+
+# --- run -----------------------------------------------------------------------------------------------------------
+
+
+def _switches(values: tuple[str, ...]) -> dict[str, int]:
+    switches = {}
+    for text in values:
+        name, _, value = text.partition("=")
+        try:
+            switches[name] = int(value, 0)
+        except ValueError:
+            raise BadInputError(f"--switch {text}: is not NAME=NUMBER") from None
+    return switches
+
+
+def _sizes(state: State) -> dict[str, int]:
+    return {size: state.counters[f"direct_map_{size.lower()}"] for size in ("4K", "2M", "1G")}
+
+
+def _map_summary(machine_map: MachineMap) -> dict[str, Any]:
+    rmp = None
+    if machine_map.rmp is not None:
+        base, end = machine_map.rmp
+        rmp = {"base": base, "end": end, "frames": (end + 1 - base - 0x4000) // 16}
+    memory = sum(size for _, size in machine_map.memory)
+    return {"name": machine_map.name, "memory": memory, "max_pfn": machine_map.max_pfn, "rmp": rmp}
+
+
+def _state_summary(before: State, after: State) -> dict[str, Any]:
+    grown = {name: after.counters[name] - before.counters[name] for name in after.counters}
+    return {
+        "direct_map": {"before": _sizes(before), "after": _sizes(after)},
+        "splits": {"1G": grown["level3_splits"], "2M": grown["level2_splits"]},
+        "table_pages": {"before": before.counters["table_pages"], "after": after.counters["table_pages"]},
+        "flushes": {"full": grown["flush_all"], "pages": grown["flush_pages"]},
+        "instructions": {name: grown[name] for name in ("rmpupdate", "psmash", "rmpread")},
+        "rmpupdate_retries": grown["rmpupdate_retries"],
+        "leaked_pages": grown["leaked_pages"],
+        "rmp_entries": len(after.rmp),
+    }
+
+
+def _print_run(summary: dict[str, Any]) -> None:
+    machine, rmp = summary["machine"], summary["machine"]["rmp"]
+    text = f"{machine['name']}: {_size(machine['memory'])} of memory, "
+    text += f"RMP {rmp['base']:#x}-{rmp['end']:#x} for {_size(rmp['frames'] << 12)}" if rmp is not None else "no RMP"
+    rows = [("machine", text)]
+    rows.append(("rules", f"kernel {summary['kernel']}, hardware {summary['hardware']}, {summary['backend']} machine"))
+    rate = f", {summary['ops_per_second']:,.0f} a second" if summary["ops_per_second"] else ""
+    rows.append(("ops", f"{summary['ops']:,} in {summary['seconds']:.3f} s{rate}"))
+    for name, results in summary["outcomes"].items():
+        rows.append(("", f"{name}: " + ", ".join(f"{count:,} x {text}" for text, count in results.items())))
+    before, after = summary["direct_map"]["before"], summary["direct_map"]["after"]
+    pages = [f"{size} {before[size]:,} -> {after[size]:,}" for size in before]
+    tables = summary["table_pages"]
+    rows.append(("direct map", f"{', '.join(pages)}; table pages {tables['before']:,} -> {tables['after']:,}"))
+    rows.append(("splits", f"{summary['splits']['1G']:,} of 1G, {summary['splits']['2M']:,} of 2M"))
+    rows.append(("flushes", f"{summary['flushes']['full']:,} of all TLBs, {summary['flushes']['pages']:,} of one page"))
+    executed = ", ".join(f"{count:,} {name.upper()}" for name, count in summary["instructions"].items())
+    rows.append(("executed", f"{executed}; {summary['rmpupdate_retries']:,} retries"))
+    rows.append(("RMP", f"{summary['rmp_entries']:,} entries not zero, {summary['leaked_pages']:,} pages leaked"))
+    check = summary["check"]
+    if check is not None:
+        when = "every op" if check["every"] == 1 else f"every {check['every']:,} ops"
+        text = f"native and oracle agree after {when} ({check['states']:,} states compared)"
+        rows.append(("check", text if check["every"] == 1 else f"{text}, and in every result and event"))
+    for name, text in rows:
+        click.echo(f"{name:<12}{text}")
+
+
+def _disagreement(found: Disagreement, trace: Trace) -> dict[str, Any]:
+    return {
+        "op": str(found.op) if found.op is not None else None,
+        "index": found.index,
+        "place": trace.place(found.index) if found.index >= 0 else None,
+        "results": found.outcome(),
+        "differences": list(found.lines),
+        "more": found.more,
+    }
+
+
+def _print_disagreement(found: dict[str, Any]) -> None:
+    click.echo(f"native and oracle disagree after {found['place'] or 'building the machine'}")
+    if found["op"] is not None:
+        click.echo(f"  {found['op']}")
+    for line in (*found["results"], *found["differences"]):
+        click.echo(f"  {line}")
+    if found["more"]:
+        click.echo(f"  and {found['more']:,} more")
+
+
+_REFUSALS = {
+    "BAD_ARGUMENT": "an argument is out of range",
+    "BAD_OP": "not an op that this kernel has",
+    "QUEUE_FULL": "too many injected codes are waiting",
+}
+
+
+def _refuse(trace: Trace, index: int, ret: int) -> None:
+    from rmpcore.ops import Refusal
+
+    reason = _REFUSALS[Refusal(ret).name]
+    raise BadInputError(f"{trace.place(index)}: {trace.op(index)}: {reason}")
+
+
+@cli.command()
+@click.argument("trace_path", metavar="TRACE")
+@click.option("--map", "map_path", metavar="MAP", required=True, help="Map: JSON, kernel log, /proc/iomem, recording.")
+@click.option("--kernel", metavar="VERSION", default="6.12", show_default=True, help="Kernel whose rules hold.")
+@click.option("--hardware", metavar="NAME", default="milan", show_default=True, help="Profile: milan or genoa.")
+@click.option("--switch", "switches", metavar="NAME=VALUE", multiple=True, help="Override one point of the profile.")
+@click.option("--backend", type=click.Choice(_BACKENDS), default="native", show_default=True)
+@click.option("--check", is_flag=True, help="Run both backends and compare results, events and states.")
+@click.option("--check-every", type=click.IntRange(1), metavar="N", help="With --check: compare states every N ops.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--results", "results_path", metavar="FILE", help="Write every op with its result.")
+@click.option("--dump", "dump_path", metavar="FILE", help="Write the final state as JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every op, its result and what it made the kernel do or log.")
+def run(
+    trace_path: str,
+    map_path: str,
+    kernel: str,
+    hardware: str,
+    switches: tuple[str, ...],
+    backend: str,
+    check: bool,
+    check_every: int | None,
+    as_json: bool,
+    results_path: str | None,
+    dump_path: str | None,
+    verbose: bool,
+) -> None:
+    """Replay TRACE, one op a line, on the machine that MAP describes."""
+    from rmpcore.inputs import load_map
+    from rmpcore.machine import Machine
+    from rmpcore.replay import Lockstep, lockstep, outcomes, refused
+    from rmpcore.state import state_to_json
+    from rmpcore.trace import read_trace, write_results
+
+    if check_every is not None and not check:
+        raise BadInputError("--check-every needs --check")
+    if verbose and (check or as_json):
+        raise BadInputError("--verbose goes neither with --check nor with --json")
+    with ExitStack() as stack:
+        stack.enter_context(_bad_input())
+        machine_map = load_map(map_path)
+        trace = read_trace(trace_path)
+        overrides = _switches(switches)
+
+        def make(name: str) -> MachineLike:
+            return Machine(machine_map, kernel=kernel, hardware=hardware, backend=name, switches=overrides)
+
+        machine = make(backend)
+        results_file = stack.enter_context(_Output(results_path)) if results_path is not None else None
+        dump_file = stack.enter_context(_Output(dump_path)) if dump_path is not None else None
+        checked: Lockstep | None = None
+        every = check_every or max(1, len(trace) // _CHECKED_STATES)
+        bar = stack.enter_context(_Bar(len(trace), os.path.basename(trace_path)))
+        started = time.perf_counter()
+        if check:
+            checked = lockstep(make, trace.ops, every, bar)
+            machine = checked.machines[_BACKENDS.index(backend)]
+            before, results = checked.before, checked.results
+        else:
+            before = machine.state()
+            started = time.perf_counter()
+            results = _replay(machine, trace, bar, verbose)
+        seconds = time.perf_counter() - started
+        if checked is None or checked.disagreement is None:
+            index = refused(results)
+            if index is not None:
+                _refuse(trace, index, int(results[index]["ret"]))
+        after = machine.state()
+        summary = {
+            "machine": _map_summary(machine_map),
+            "kernel": machine.kernel,
+            "hardware": hardware,
+            "switches": overrides,
+            "backend": backend,
+            "ops": len(results),
+            "seconds": seconds,
+            "ops_per_second": len(results) / seconds if seconds > 0 else None,
+            "outcomes": outcomes(trace.ops, results),
+            **_state_summary(before, after),
+            "check": None,
+        }
+        if checked is not None:
+            found = _disagreement(checked.disagreement, trace) if checked.disagreement is not None else None
+            summary["check"] = {"every": every, "states": checked.states, "disagreement": found}
+            if found is not None:
+                click.echo(json.dumps(summary, indent=1)) if as_json else _print_disagreement(found)
+                raise click.exceptions.Exit(1)
+        if results_file is not None:
+            write_results(results_file, trace.ops, results)
+        if dump_file is not None:
+            head = {"format": "rmpcore-state", "version": 1, "map": machine_map.name, "kernel": machine.kernel}
+            profile = {"hardware": hardware, "switches": overrides}
+            json.dump({**head, **profile, "state": state_to_json(after)}, dump_file)
+            dump_file.write("\n")
+    click.echo(json.dumps(summary, indent=1)) if as_json else _print_run(summary)
+
+
+def _replay(machine: MachineLike, trace: Trace, bar: _Bar, verbose: bool) -> Any:
+    """Do a trace's ops; stops after the results in which one is refused."""
+    import numpy as np
+
+    from rmpcore.klog import kernel_log
+    from rmpcore.ops import RESULT_DTYPE, Result, format_result
+    from rmpcore.replay import refused, replay
+
+    machine.record_events(verbose)
+    parts = [np.zeros(0, dtype=RESULT_DTYPE)]
+    done = 0
+    for results in replay(machine, trace.ops, bar, chunk=1 if verbose else 0):
+        parts.append(results)
+        if verbose:
+            op = trace.op(done)
+            click.echo(f"{trace.place(done)}: {op}  {format_result(op, Result(*results[0].item()))}")
+            for line in kernel_log(machine.take_events(), plain=True):
+                click.echo(f"    {line}")
+        done += len(results)
+        if refused(results) is not None:
+            break
+    return np.concatenate(parts)
+
+
+# --- conform -------------------------------------------------------------------------------------------------------
+
+
+def _print_conformance(result: Conformance) -> None:
+    compared = ", ".join(f"{number:,} {what}" for what, number in result.compared.items())
+    verdict = "PASS" if result.passed else "FAIL"
+    click.echo(f"{verdict}  {result.file}  {result.kind} {result.kernel} {result.backend}: compared {compared}")
+    if result.not_implemented:
+        click.echo(f"    not implemented: {', '.join(map(repr, result.not_implemented)).replace(chr(39), '')}")
+    for line in result.differences:
+        click.echo(f"    {line}")
+    if result.different > len(result.differences):
+        click.echo(f"    and {result.different - len(result.differences):,} more differences")
+
+
+@cli.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--backend", type=click.Choice(_BACKENDS), default="native", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def conform(files: tuple[str, ...], backend: str, as_json: bool) -> None:
+    """Hold a backend against recordings of real kernels: one line a recording."""
+    from rmpcore.conform import RecordingError
+    from rmpcore.conform import conform as conform_file
+
+    status = 0
+    rows: list[dict[str, Any]] = []
+    with _bad_input(), _Bar(len(files), "recordings") as bar:
+        for done, path in enumerate(files):
+            bar(done)
+            try:
+                result = conform_file(path, backend)
+            except RecordingError as e:
+                click.echo(f"rmpcore: {_one_line(str(e))}", err=True)
+                rows.append({"file": path, "error": str(e)})
+                status = 2
+                continue
+            if as_json:
+                rows.append({**asdict(result), "passed": result.passed})
+            else:
+                _print_conformance(result)
+            if not result.passed:
+                status = max(status, 1)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    if status:
+        raise click.exceptions.Exit(status)
+
+
+# --- decode --------------------------------------------------------------------------------------------------------
+
+
+def _raw(text: str, what: str) -> int:
+    digits = text.lower().removeprefix("0x").replace("_", "")
+    if not 1 <= len(digits) <= 16 or not set(digits) <= set("0123456789abcdef"):
+        raise BadInputError(f"{what} {text}: is not 64 bits in hexadecimal")
+    return int(digits, 16)
+
+
+def _print_fields(headline: str, fields: list[Field], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"summary": headline, "fields": [field._asdict() for field in fields]}, indent=1))
+        return
+    values = [hex(field.value) if field.value > 9 else str(field.value) for field in fields]
+    widths = [max(map(len, column)) for column in zip(*((f.bits, f.name) for f in fields), strict=True)]
+    width = max(map(len, values))
+    click.echo(headline)
+    for field, value in zip(fields, values, strict=True):
+        click.echo(f"  {field.bits:>{widths[0]}}  {field.name:<{widths[1]}}  {value:>{width}}  {field.meaning}")
+
+
+@cli.command()
+@click.argument("low", metavar="LO", required=False)
+@click.argument("high", metavar="[HI]", required=False)
+@click.option("--pte", metavar="VALUE", help="Explain a page-table entry instead of an RMP entry.")
+@click.option("--level", type=click.Choice(list(_LEVELS)), help="With --pte: what one entry of its table maps.")
+@click.option("--c-bit", type=click.IntRange(32, 51), metavar="BIT", help="With --pte: the encryption bit's number.")
+@click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
+def decode(
+    low: str | None, high: str | None, pte: str | None, level: str | None, c_bit: int | None, as_json: bool
+) -> None:
+    """Explain a raw RMP entry (low quadword LO, high quadword HI) or a page-table entry.
+
+    Values are hexadecimal, with or without 0x, as kernel logs print them.
+    """
+    from rmpcore.decode import decode_pte, decode_rmp_entry, describe_pte, describe_rmp_entry
+
+    if pte is not None:
+        if low is not None:
+            raise BadInputError("either LO [HI] or --pte, not both")
+        if level is None:
+            raise BadInputError("--pte needs --level")
+        raw, number, mask = _raw(pte, "--pte"), _LEVELS[level], 1 << c_bit if c_bit is not None else 0
+        _print_fields(describe_pte(raw, number, mask), decode_pte(raw, number, mask), as_json)
+        return
+    if low is None or level is not None or c_bit is not None:
+        raise BadInputError("give LO [HI], or --pte VALUE with --level")
+    lo, hi = _raw(low, "LO"), _raw(high, "HI") if high is not None else 0
+    _print_fields(describe_rmp_entry(lo, hi), decode_rmp_entry(lo, hi), as_json)
+
+
+def _drop_output() -> None:
+    """Python flushes stdout once more on its way out, and would complain about what can still not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> None:
+    """The entry point: every refusal is one line, and a closed pipe is no error worth words."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = cli.main(prog_name="rmpcore", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except click.exceptions.Exit as e:
+        status = e.exit_code
+    except click.exceptions.NoArgsIsHelpError as e:
+        e.show()
+        status = 2
+    except click.ClickException as e:
+        click.echo(f"rmpcore: {_one_line(e.format_message())}", err=True)
+        status = 2
+    except (KeyboardInterrupt, click.Abort):
+        status = 130
+    except BrokenPipeError:
+        _drop_output()
+        status = 1
+    except OSError as e:
+        click.echo(f"rmpcore: {_one_line(str(e))}", err=True)
+        _drop_output()
+        status = 2
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,458 @@
+"""Memory maps from the files that people have: JSON, a kernel log, /proc/iomem, a recording of a kernel.
+
+:func:`load_map` tells them apart by their content.  A firmware table (the first three) gets the kernel's early
+fix-ups, and stands for a machine whose kernel image is not placed: only the first MiB is in use when the direct
+map is built.  A recording brings all of that itself.
+
+Every refusal is one line, ``FILE:LINE: reason`` where lines exist, else ``FILE: place: reason``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from rmpcore.maps import (
+    DIRECT_MAP_LIMIT,
+    MIB,
+    PAGE_OFFSETS,
+    PAGE_SIZE,
+    PHYSICAL_LIMIT,
+    U64_MAX,
+    E820Type,
+    KernelImage,
+    MachineMap,
+    MapError,
+)
+
+MAX_FILE = 1 << 28
+"""No map, log or recording is longer than this (256 MiB); what is longer is another kind of file."""
+MAP_FORMAT = "rmpcore-machine-map"
+RECORDING_FORMAT = "rmpcore-kernel-capture"
+RECORDING_RMP_BASE = 1 << 40
+"""Where a recording's RMP is put: outside the guest's memory, wherever it really was."""
+
+_SOFT_RESERVED = 0xEFFF_FFFF
+_TYPES = {
+    "usable": E820Type.USABLE,
+    "system ram": E820Type.USABLE,
+    "reserved": E820Type.RESERVED,
+    "device reserved": E820Type.RESERVED,
+    "acpi": E820Type.ACPI,
+    "acpi data": E820Type.ACPI,
+    "nvs": E820Type.NVS,
+    "acpi nvs": E820Type.NVS,
+    "unusable": E820Type.UNUSABLE,
+    "pmem": E820Type.PMEM,
+    "soft reserved": _SOFT_RESERVED,
+}
+"""Types by name, as in a machine map and as kernels print them (from 7.0 on "System RAM", "device reserved")."""
+_IOMEM_TYPES = {
+    "system ram": E820Type.USABLE,
+    "reserved": E820Type.RESERVED,
+    "acpi tables": E820Type.ACPI,
+    "acpi non-volatile storage": E820Type.NVS,
+    "unusable memory": E820Type.UNUSABLE,
+    "persistent memory": E820Type.PMEM,
+    "soft reserved": _SOFT_RESERVED,
+}
+_NUMBERED_TYPE = re.compile(r"(?:persistent )?\(?type (\d{1,10})\)?")
+_LOG_MARK = "BIOS-e820:"
+_LOG_ROW = re.compile(r"BIOS-e820:\s*\[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]\s+(\S.*?)\s*$")
+_LOG_GAP = re.compile(r"BIOS-e820:\s*\[gap ")
+_LOG_RMP = re.compile(r"RMP table physical (?:range|address) \[?0x([0-9a-f]{1,16}) - 0x([0-9a-f]{1,16})\b")
+_LOG_SEGMENTED = "Segmented RMP base table"
+_IOMEM_ROW = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*\S)\s*$")
+_SNP_CALLS = ("rmp_make_private", "rmp_make_shared", "psmash", "snp_lookup_rmpentry")
+
+
+class Node:
+    """A value of a JSON file that knows where it stands, so that what is wrong with it can be said in one line."""
+
+    def __init__(self, value: Any, source: str, error: type[ValueError], place: str = "") -> None:
+        self.value = value
+        self.source = source
+        self.place = place
+        self._error = error
+
+    def fail(self, reason: str) -> NoReturn:
+        place = f"{self.place}: " if self.place else ""
+        raise self._error(f"{self.source}: {place}{reason}")
+
+    def _typed(self, kind: type, what: str) -> Any:
+        if not isinstance(self.value, kind) or (kind is int and isinstance(self.value, bool)):
+            self.fail(f"is not {what}")
+        return self.value
+
+    def get(self, key: str) -> Node | None:
+        """The member of that name, None if the object has none."""
+        if key not in self._typed(dict, "an object"):
+            return None
+        return Node(self.value[key], self.source, self._error, f"{self.place}.{key}" if self.place else key)
+
+    def __getitem__(self, key: str) -> Node:
+        member = self.get(key)
+        if member is None:
+            self.fail(f"{key} is missing")
+        return member
+
+    def items(self, length: int | None = None, at_least: int = 0) -> list[Node]:
+        """The elements of an array, of exactly ``length`` if given."""
+        values = self._typed(list, "an array")
+        if length is not None and len(values) != length:
+            self.fail(f"has {len(values)} elements, not {length}")
+        if len(values) < at_least:
+            self.fail(f"has {len(values)} elements, not {at_least} or more")
+        return [Node(value, self.source, self._error, f"{self.place}[{i}]") for i, value in enumerate(values)]
+
+    def integer(self, low: int = 0, high: int = U64_MAX) -> int:
+        """A number: an integer, or a string in hexadecimal ("0x1000")."""
+        if isinstance(self.value, str):
+            if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}", self.value):
+                self.fail(f"{self.value[:40]!r} is not a number in hexadecimal")
+            number = int(self.value, 16)
+        else:
+            number = self._typed(int, "a number")
+        if not low <= number <= high:
+            self.fail(f"{number:#x} is outside {low:#x}..{high:#x}")
+        return number
+
+    def text(self) -> str:
+        value: str = self._typed(str, "a string")
+        return value
+
+    def boolean(self) -> bool:
+        value: bool = self._typed(bool, "true or false")
+        return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("an object has the same name twice")
+    return members
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")
+
+
+def parse_json(text: str, source: str, error: type[ValueError]) -> Node:
+    """Read a JSON object, strictly.  Raises ``error`` with the position of what is wrong."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except json.JSONDecodeError as e:
+        raise error(f"{source}:{e.lineno}: not JSON: {e.msg} (column {e.colno})") from None
+    except RecursionError:
+        raise error(f"{source}: not JSON that anyone needs: nested too deep") from None
+    except ValueError as e:
+        raise error(f"{source}: not JSON: {e}") from None
+    node = Node(value, source, error)
+    if not isinstance(value, dict):
+        node.fail("is not an object")
+    return node
+
+
+def read_text(path: str | os.PathLike[str], error: type[ValueError]) -> str:
+    """A whole file as text.  Raises ``error`` when it cannot be read, is too long or is not UTF-8."""
+    source = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except (OSError, ValueError) as e:
+        raise error(f"{source}: {getattr(e, 'strerror', None) or e}") from None
+    if len(data) > MAX_FILE:
+        raise error(f"{source}: longer than {MAX_FILE >> 20} MiB")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        if _LOG_MARK.encode() in data:
+            # A kernel log can quote any bytes; the lines that count are ASCII.
+            return data.decode("utf-8", "replace")
+        line = data.count(b"\n", 0, e.start) + 1
+        raise error(f"{source}:{line}: not UTF-8") from None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a firmware table, and where it was found."""
+
+    start: int
+    size: int
+    kind: int
+    place: str
+    """Line number, or the place in a JSON file."""
+
+    def __str__(self) -> str:
+        place = f"line {self.place}" if self.place.isdecimal() else self.place
+        return f"{self.start:#x}-{self.start + self.size - 1:#x} (type {self.kind}, {place})"
+
+
+@dataclass
+class _Firmware:
+    """What a firmware table says, before it becomes a map."""
+
+    name: str
+    rows: list[_Row]
+    rmp: tuple[int, int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _check_overlaps(rows: Iterable[_Row], source: str) -> None:
+    last: _Row | None = None
+    for row in sorted(rows, key=lambda row: row.start):
+        if last is not None and row.start < last.start + last.size:
+            where = f":{row.place}" if row.place.isdecimal() else ""
+            raise MapError(f"{source}{where}: e820 row {row} overlaps {last}")
+        last = row
+
+
+def _fix_up(rows: Iterable[_Row]) -> Iterator[tuple[int, int, int]]:
+    """The kernel's early changes: usable memory of page 0 becomes reserved, of the BIOS area goes away."""
+    for row in rows:
+        if row.kind != E820Type.USABLE:
+            yield row.start, row.size, row.kind
+            continue
+        pieces = ((0, PAGE_SIZE, E820Type.RESERVED), (PAGE_SIZE, 0xA0000, row.kind), (MIB, 1 << 64, row.kind))
+        for low, high, kind in pieces:
+            start, end = max(row.start, low), min(row.start + row.size, high)
+            if start < end:
+                yield start, end - start, kind
+
+
+def _memory(e820: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """Usable and kernel-reserved rows, neighbours merged, cut to whole pages (direct-map §2)."""
+    merged: list[list[int]] = []
+    for start, size, kind in sorted(e820):
+        if kind not in (E820Type.USABLE, E820Type.KERNEL_RESERVED):
+            continue
+        if merged and merged[-1][1] == start:
+            merged[-1][1] = start + size
+        else:
+            merged.append([start, start + size])
+    pages = ((-(-start // PAGE_SIZE) * PAGE_SIZE, end // PAGE_SIZE * PAGE_SIZE) for start, end in merged)
+    return [(start, end - start) for start, end in pages if start < end]
+
+
+def _build(firmware: _Firmware, source: str) -> MachineMap:
+    _check_overlaps(firmware.rows, source)
+    e820 = sorted(_fix_up(firmware.rows))
+    usable = [start + size for start, size, kind in e820 if kind == E820Type.USABLE]
+    try:
+        return MachineMap(
+            name=firmware.name,
+            e820=tuple(e820),
+            memory=tuple(_memory(e820)),
+            # The kernel image is not placed: only the first MiB is in use (a documented assumption).
+            reserved=((0, MIB),),
+            max_pfn=max(usable, default=0) // PAGE_SIZE,
+            rmp=firmware.rmp,
+            source=source,
+            **firmware.options,
+        )
+    except MapError as e:
+        raise MapError(f"{source}: {e}") from None
+
+
+def _stem(source: str) -> str:
+    return os.path.splitext(os.path.basename(source))[0] or source
+
+
+def _type_number(text: str) -> int | None:
+    number = _NUMBERED_TYPE.fullmatch(text)
+    return int(number[1]) if number else _TYPES.get(text.lower())
+
+
+def _json_row(node: Node) -> _Row:
+    start, size, kind = node.items(3)
+    first = start.integer()
+    length = size.integer(1, (1 << 64) - first)
+    if isinstance(kind.value, str):
+        number = _type_number(kind.value)
+        if number is None:
+            kind.fail(f"unknown type {kind.value[:40]!r}")
+    else:
+        number = kind.integer(1, 0xFFFF_FFFF)
+    return _Row(first, length, number, node.place)
+
+
+def _cachemodes(node: Node) -> tuple[int, ...]:
+    return tuple(item.integer(0, 0xFF) for item in node.items(at_least=6)[:6])
+
+
+_JSON_OPTIONS: dict[str, Callable[[Node], Any]] = {
+    "levels": lambda node: node.integer(4, 5),
+    "page_offset": lambda node: node.integer(),
+    "large_pages": lambda node: node.text(),
+    "supported_mask": lambda node: node.integer(),
+    "default_mask": lambda node: node.integer(),
+    "cachemodes": _cachemodes,
+    "c_bit": lambda node: node.integer(),
+    "rmp_probed": lambda node: node.boolean(),
+}
+"""Keys of a machine map that are options of :class:`MachineMap` under the same name."""
+
+
+def _check_format(node: Node, name: str) -> None:
+    if node["format"].text() != name:
+        node["format"].fail(f"is {node['format'].text()[:40]!r}, not {name!r}")
+    node["version"].integer(1, 1)
+
+
+def _map_from_json_node(node: Node) -> MachineMap:
+    _check_format(node, MAP_FORMAT)
+    for key in ("source", "cpu", "notes"):
+        member = node.get(key)
+        if member is not None:
+            member.text()
+    firmware = _Firmware(node["name"].text(), [_json_row(row) for row in node["e820"].items(at_least=1)])
+    rmp = node.get("rmp")
+    if rmp is not None and rmp.value is not None:
+        firmware.rmp = (rmp["base"].integer(), rmp["end"].integer())
+    for key, read in _JSON_OPTIONS.items():
+        member = node.get(key)
+        if member is not None:
+            firmware.options[key] = read(member)
+    firmware.options.setdefault("page_offset", PAGE_OFFSETS[firmware.options.get("levels", 4)])
+    return _build(firmware, node.source)
+
+
+def map_from_json(text: str, source: str = "map") -> MachineMap:
+    """A machine from a JSON object of format ``rmpcore-machine-map``."""
+    return _map_from_json_node(parse_json(text, source, MapError))
+
+
+def _row_of_line(low: str, high: str, kind: int, number: int, source: str) -> _Row:
+    start, last = int(low, 16), int(high, 16)
+    if start > last:
+        raise MapError(f"{source}:{number}: range {start:#x}-{last:#x} ends before it starts")
+    return _Row(start, last - start + 1, kind, str(number))
+
+
+def map_from_log(text: str, source: str = "log") -> MachineMap:
+    """A machine from a kernel log: its BIOS-e820 lines, and where it says that the RMP is.
+
+    The log may come with or without time stamps and prefixes, and hold other tables too ("user:", "extended
+    physical RAM map"): the firmware's counts.
+    """
+    firmware = _Firmware(_stem(source), [])
+    for number, line in enumerate(text.split("\n"), 1):
+        if _LOG_MARK in line and not _LOG_GAP.search(line):
+            row = _LOG_ROW.search(line)
+            if row is None:
+                raise MapError(f"{source}:{number}: BIOS-e820 line is not understood")
+            kind = _type_number(row[3])
+            if kind is None:
+                raise MapError(f"{source}:{number}: unknown e820 type {row[3][:40]!r}")
+            firmware.rows.append(_row_of_line(row[1], row[2], kind, number, source))
+        elif _LOG_SEGMENTED in line:
+            raise MapError(f"{source}:{number}: the RMP is segmented, which is not modelled yet")
+        elif rmp := _LOG_RMP.search(line):
+            found = (int(rmp[1], 16), int(rmp[2], 16))
+            if firmware.rmp not in (None, found):
+                raise MapError(f"{source}:{number}: a second, other RMP")
+            firmware.rmp = found
+    if not firmware.rows:
+        raise MapError(f"{source}: no BIOS-e820 lines")
+    return _build(firmware, source)
+
+
+def map_from_iomem(text: str, source: str = "iomem") -> MachineMap:
+    """A machine from /proc/iomem.  Only the outer lines count; what is no memory (PCI and others) is left out."""
+    firmware = _Firmware(_stem(source), [])
+    all_zero = True
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        row = _IOMEM_ROW.fullmatch(line.lstrip())
+        if row is None:
+            raise MapError(f"{source}:{number}: not a line of /proc/iomem")
+        all_zero = all_zero and int(row[1], 16) == int(row[2], 16) == 0
+        kind = _IOMEM_TYPES.get(row[3].lower())
+        if kind is not None and not line[0].isspace():
+            firmware.rows.append(_row_of_line(row[1], row[2], kind, number, source))
+    if not firmware.rows:
+        raise MapError(f"{source}: no memory in it")
+    if all_zero:
+        raise MapError(f"{source}: all addresses are zero: /proc/iomem was read without root")
+    return _build(firmware, source)
+
+
+def _ranges(node: Node) -> tuple[tuple[int, int], ...]:
+    pairs = [item.items(2) for item in node.items()]
+    return tuple((base.integer(0, PHYSICAL_LIMIT - 1), size.integer(1, PHYSICAL_LIMIT)) for base, size in pairs)
+
+
+def recording_map(node: Node) -> MachineMap:
+    """The machine that a recording was made on (golden format), with an RMP if SNP calls were recorded."""
+    _check_format(node, RECORDING_FORMAT)
+    levels = node["machine"]["paging_levels"].integer(4, 5)
+    memblock, symbols = node["memblock"], node["symbols"]
+    if memblock["bottom_up"].boolean():
+        memblock["bottom_up"].fail("a direct map built from the bottom up is not modelled")
+    supported = node["supported_pte_mask"].integer()
+    default, modes, calls = node.get("default_kernel_pte_mask"), node.get("cachemode2pte"), node.get("calls")
+    e820 = [row.items(3) for row in node["e820"].items()]
+    options: dict[str, Any] = {
+        "name": _stem(node.source),
+        "e820": tuple(
+            (start.integer(), size.integer(1, 1 << 64), kind.integer(1, 0xFFFF_FFFF)) for start, size, kind in e820
+        ),
+        "memory": _ranges(memblock["memory"]),
+        "reserved": _ranges(memblock["reserved"]),
+        "max_pfn": node["max_pfn"].integer(1, DIRECT_MAP_LIMIT[levels] // PAGE_SIZE),
+        "levels": levels,
+        "page_offset": node["page_offset"].integer(),
+        "large_pages": "1G" if node["direct_gbpages"].boolean() else "2M",
+        "supported_mask": supported,
+        "default_mask": default.integer() if default is not None else supported,
+        "c_bit": node["sme_me_mask"].integer(),
+        "image": KernelImage(
+            text=symbols["_text"].integer(),
+            etext=symbols["_etext"].integer(),
+            start_rodata=symbols["__start_rodata"].integer(),
+            end_rodata=symbols["__end_rodata"].integer(),
+            brk_end=symbols["_brk_end"].integer(),
+            phys_base=node["phys_base"].integer(),
+        ),
+        "source": node.source,
+    }
+    if modes is not None:
+        options["cachemodes"] = _cachemodes(modes)
+    if calls is not None and any(call["fn"].text() in _SNP_CALLS for call in calls.items()):
+        # FORMAT: the RMP covered frames 0 to max_pfn inclusive and lay outside the guest's memory.
+        end = RECORDING_RMP_BASE + 0x4000 + 16 * (options["max_pfn"] + 1) - 1
+        options |= {"rmp": (RECORDING_RMP_BASE, end), "rmp_probed": False}
+    try:
+        return MachineMap(**options)
+    except MapError as e:
+        node.fail(str(e))
+
+
+def map_from_recording(text: str, source: str = "recording") -> MachineMap:
+    """The machine that a recording of a kernel was made on."""
+    return recording_map(parse_json(text, source, MapError))
+
+
+def load_map(path: str | os.PathLike[str]) -> MachineMap:
+    """A machine from a file of any of these kinds, told apart by content.  Raises :class:`MapError`."""
+    source = os.fspath(path)
+    text = read_text(path, MapError)
+    if text.lstrip().startswith("{"):
+        node = parse_json(text, source, MapError)
+        kind = node["format"].text()
+        if kind == MAP_FORMAT:
+            return _map_from_json_node(node)
+        if kind == RECORDING_FORMAT:
+            return recording_map(node)
+        node["format"].fail(f"is {kind[:40]!r}, not {MAP_FORMAT!r} or {RECORDING_FORMAT!r}")
+    if _LOG_MARK in text:
+        return map_from_log(text, source)
+    first = text.lstrip("\n").partition("\n")[0]
+    if _IOMEM_ROW.fullmatch(first.lstrip()):
+        return map_from_iomem(text, source)
+    raise MapError(f"{source}: not a machine map: neither JSON, nor a kernel log with BIOS-e820 lines, nor /proc/iomem")

@@ -1,0 +1,90 @@
+"""What a machine is to the rest of the package: one interface, two implementations.
+
+``Machine(map, backend="native")`` runs on the C core, ``backend="oracle"`` on the slow model in plain
+Python that is written from the rules.  Everything above (traces, conformance, tests) uses this
+interface and no other.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from rmpcore.maps import MachineMap
+from rmpcore.ops import Op, Result
+from rmpcore.state import State
+
+BACKENDS = ("native", "oracle")
+
+
+class MachineError(ValueError):
+    """A machine that cannot be built: unknown kernel or hardware, an RMP that the kernel would refuse, a
+    state that contradicts itself, or no memory for it."""
+
+
+@runtime_checkable
+class MachineLike(Protocol):
+    """An op applied to a machine gives a result and a new state."""
+
+    @property
+    def backend(self) -> str:
+        """The implementation's name, one of :data:`BACKENDS`."""
+
+    @property
+    def map(self) -> MachineMap:
+        """The memory map that the machine was built from."""
+
+    @property
+    def kernel(self) -> str:
+        """The kernel profile, as "6.12"."""
+
+    def apply(self, op: Op) -> Result:
+        """Do one op.  Never raises for what an op says: see :class:`rmpcore.ops.Kind`."""
+
+    def run(self, ops: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Do an array of :data:`~rmpcore.ops.OP_DTYPE` records in order; gives as many
+        :data:`~rmpcore.ops.RESULT_DTYPE` records.  Raises TypeError for another array."""
+
+    def state(self) -> State:
+        """Everything that an op can change, as it is now."""
+
+    def record_events(self, on: bool) -> None:
+        """Collect events from now on (off at first).  Turning it off drops what was collected."""
+
+    def take_events(self) -> npt.NDArray[np.void]:
+        """The :data:`~rmpcore.ops.EVENT_DTYPE` records collected since the last call, in order."""
+
+    def read_rmp(self, pfn: int) -> tuple[int, int]:
+        """The raw RMP entry of a frame as (low, high) quadwords.  IndexError: not covered."""
+
+    def write_rmp(self, pfn: int, lo: int, hi: int) -> None:
+        """Store a raw RMP entry unchecked, as firmware or a dump would.  IndexError: not covered."""
+
+
+def Machine(  # noqa: N802 - reads as the class that it stands for
+    map: MachineMap,  # noqa: A002 - the field's word
+    *,
+    kernel: str = "6.12",
+    hardware: str = "milan",
+    backend: str = "native",
+    switches: dict[str, int] | None = None,
+    state: State | None = None,
+) -> MachineLike:
+    """Build a machine: boot its direct map from ``map``, or continue from ``state``.
+
+    kernel:   version whose rules hold, "6.1" or later ("6.12", "6.12.95+deb12-amd64")
+    hardware: profile of the SNP part: "milan" or "genoa"
+    switches: overrides of single points of the hardware profile (see docs/rmp.md, "Switches")
+    Raises :class:`MachineError`; :class:`~rmpcore.maps.MapError` comes from building the map.
+    """
+    if backend == "native":
+        from rmpcore._native import NativeMachine
+
+        return NativeMachine(map, kernel=kernel, hardware=hardware, switches=switches, state=state)
+    if backend == "oracle":
+        from rmpcore.oracle.machine import OracleMachine
+
+        return OracleMachine(map, kernel=kernel, hardware=hardware, switches=switches, state=state)
+    raise MachineError(f"unknown backend {backend!r}: it is one of {', '.join(BACKENDS)}")

@@ -1,0 +1,455 @@
+"""The op list: one instruction, kernel call or model control each, its text form and its bulk form.
+
+An op applied to a machine gives a result and a new state.  This module says which ops there are, which
+arguments each takes, and how ops, results and events are written as text and as fixed-size records.
+Both machines (native and oracle) take exactly these records; ``include/rmpcore/op.h`` has the same
+layout in C, and a test holds the two lists against each other.
+
+Names: the mnemonic in capitals is the instruction (``PSMASH pa=0x200000``); a lower-case name is the
+Linux function (``psmash pfn=0x200``) or a control of the model (``inject``, ``fail_alloc``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+OP_DTYPE = np.dtype(
+    [
+        ("op", "<u2"),
+        ("level", "u1"),
+        ("flags", "u1"),
+        ("id", "<u4"),
+        ("addr", "<u8"),
+        ("gpa", "<u8"),
+        ("count", "<u8"),
+    ]
+)
+RESULT_DTYPE = np.dtype(
+    [
+        ("ret", "<i4"),
+        ("kind", "u1"),
+        ("level", "u1"),
+        ("flags", "u1"),
+        ("reserved", "u1"),
+        ("value", "<u8"),
+        ("value2", "<u8"),
+    ]
+)
+EVENT_DTYPE = np.dtype(
+    [
+        ("kind", "<u2"),
+        ("level", "u1"),
+        ("reserved", "u1"),
+        ("code", "<i4"),
+        ("a", "<u8"),
+        ("b", "<u8"),
+        ("c", "<u8"),
+    ]
+)
+
+U64_MAX = (1 << 64) - 1
+
+
+class OpError(ValueError):
+    """An op, or a line of a trace, that does not say something a machine can do."""
+
+
+class OpCode(IntEnum):
+    """The op's number in the bulk form."""
+
+    RMPUPDATE = 1
+    PSMASH = 2
+    RMPREAD = 3
+    rmpupdate = 4
+    rmp_make_private = 5
+    rmp_make_firmware = 6
+    rmp_make_shared = 7
+    psmash = 8
+    snp_lookup_rmpentry = 9
+    adjust_direct_map = 10
+    dump_rmpentry = 11
+    snp_leak_pages = 12
+    lookup = 13
+    set_memory_4k = 14
+    set_direct_map_invalid_noflush = 15
+    set_direct_map_default_noflush = 16
+    set_direct_map_valid_noflush = 17
+    inject = 18
+    fail_alloc = 19
+
+
+class OpFlag(IntFlag):
+    """Bits of an op record's ``flags``."""
+
+    ASSIGNED = 1 << 0
+    SIZE_2M = 1 << 1
+    IMMUTABLE = 1 << 2
+    VALID = 1 << 3
+    GUEST = 1 << 4
+    USER = 1 << 5
+
+
+class Kind(IntEnum):
+    """What a result's ``ret`` is."""
+
+    KERNEL = 0
+    """A kernel function's return: 0, a negative errno, or (psmash) a positive instruction code."""
+    CODE = 1
+    """An SNP instruction's code in EAX."""
+    FAULT = 2
+    """The instruction raised an exception; ``ret`` is the vector (6 #UD, 13 #GP)."""
+    HANG = 3
+    """The kernel function would repeat its RMPUPDATE for ever; ``ret`` is the code it keeps getting."""
+    REFUSED = 4
+    """The model cannot do this op; ``ret`` is a :class:`Refusal`.  The state is untouched."""
+
+
+class Refusal(IntEnum):
+    """Why an op was refused (the numbers of ``enum rmpc_status`` in include/rmpcore/status.h)."""
+
+    BAD_ARGUMENT = 1
+    BAD_OP = 2
+    QUEUE_FULL = 5
+
+
+class ResultFlag(IntFlag):
+    """Bits of a result record's ``flags``."""
+
+    ASSIGNED = 1 << 0
+    """snp_lookup_rmpentry: the page is assigned."""
+    RW = 1 << 1
+    """lookup: RW holds at every level above the leaf."""
+    NX = 1 << 2
+    """lookup: NX is set at some level above the leaf."""
+
+
+class EventKind(IntEnum):
+    """What a machine reports beside its results; the fields that each kind uses are given here."""
+
+    RMPUPDATE = 1
+    """code: EAX; a: RAX (page address); b, c: low and high quadword of the 16-byte input."""
+    PSMASH = 2
+    """code: EAX; a: RAX."""
+    RMPREAD = 3
+    """code: EAX; a: RAX; b, c: the 16 bytes written (0 unless code is 0)."""
+    FLUSH_ALL = 4
+    """All TLB entries on all CPUs."""
+    FLUSH_PAGES = 5
+    """Page by page on all CPUs; a: first virtual address; b: pages."""
+    TABLE_ALLOC = 6
+    """A page for a page table; level: of the entries it will hold; a: physical address."""
+    ALLOC_FAIL = 7
+    """No page was to be had for a table; level: of the entries it would have held."""
+    SPLIT = 8
+    """level: of the leaf that was split; a: its virtual address; b: its raw value; c: the new table."""
+    RMPUPDATE_FAILED = 9
+    """The kernel's complaint; level, a: as passed to rmpupdate(); code: EAX."""
+    DUMP_ENTRY = 10
+    """One RMP entry in a dump; a: PFN; b, c: low and high quadword."""
+    DUMP_REGION = 11
+    """Head line of a region's dump; a: the PFN asked for; b, c: first PFN and one past the last."""
+    DUMP_ERROR = 12
+    """The entry cannot be read; a: PFN; code: negative errno."""
+    LEAK = 13
+    """snp_leak_pages; a: first PFN; b: pages."""
+
+
+LEVEL_NAMES = {1: "4K", 2: "2M", 3: "1G", 4: "512G", 5: "256T"}
+_LEVEL_NUMBERS = {name: number for number, name in LEVEL_NAMES.items()}
+
+CODE_NAMES = {
+    1: "FAIL_INPUT",
+    2: "FAIL_PERMISSION",
+    3: "FAIL_INUSE",
+    4: "FAIL_OVERLAP",
+    6: "FAIL_SIZEMISMATCH",
+    7: "FAIL_BADADDR",
+}
+VECTOR_NAMES = {6: "#UD", 13: "#GP"}
+
+
+class Op(NamedTuple):
+    """One op, field by field as in :data:`OP_DTYPE`."""
+
+    op: int
+    level: int = 0
+    flags: int = 0
+    id: int = 0
+    addr: int = 0
+    gpa: int = 0
+    count: int = 0
+
+    def __str__(self) -> str:
+        return format_op(self)
+
+
+class Result(NamedTuple):
+    """One result, field by field as in :data:`RESULT_DTYPE`."""
+
+    ret: int
+    kind: int = Kind.KERNEL
+    level: int = 0
+    flags: int = 0
+    reserved: int = 0
+    value: int = 0
+    value2: int = 0
+
+
+class Event(NamedTuple):
+    """One event, field by field as in :data:`EVENT_DTYPE`."""
+
+    kind: int
+    level: int = 0
+    reserved: int = 0
+    code: int = 0
+    a: int = 0
+    b: int = 0
+    c: int = 0
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One named argument of an op.
+
+    ``field`` is the record field that holds it, ``bit`` the flag for a yes/no argument, ``default`` what
+    stands in when the text leaves it out (``None``: it has to be given).
+    """
+
+    name: str
+    field: str
+    doc: str
+    bit: int = 0
+    default: int | None = None
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An op of the list: its name, its arguments in order, and what it is."""
+
+    code: OpCode
+    args: tuple[Arg, ...]
+    doc: str
+
+    @property
+    def name(self) -> str:
+        return self.code.name
+
+    @property
+    def flag_mask(self) -> int:
+        """The flag bits that the op uses; a record with any other bit is refused."""
+        mask = 0
+        for arg in self.args:
+            mask |= arg.bit
+        return mask
+
+
+_PFN = Arg("pfn", "addr", "frame number: physical address >> 12")
+_PA = Arg("pa", "addr", "physical address in bytes (RAX)")
+_GPA = Arg("gpa", "gpa", "guest physical address in bytes")
+_LEVEL = Arg("level", "level", "4K, 2M or the kernel's number (1, 2)")
+_PAGES = Arg("pages", "count", "number of 4 KiB pages")
+_ASID = Arg("asid", "id", "address space id of the guest, 0 for the host")
+_ASSIGNED = Arg("assigned", "flags", "1: not the hypervisor's", bit=OpFlag.ASSIGNED)
+_SIZE = Arg("size", "flags", "4K or 2M", bit=OpFlag.SIZE_2M)
+_IMMUTABLE = Arg("immutable", "flags", "1: software may not change the entry", bit=OpFlag.IMMUTABLE, default=0)
+_VALID = Arg("valid", "flags", "1: make present, 0: make not present", bit=OpFlag.VALID)
+_RESERVED = Arg("reserved", "count", "extra bits of the input's high quadword", default=0)
+_GUEST = Arg("guest", "flags", "1: executed with a non-zero current ASID", bit=OpFlag.GUEST, default=0)
+_USER = Arg("user", "flags", "1: executed at CPL 3", bit=OpFlag.USER, default=0)
+
+OPS: tuple[OpSpec, ...] = (
+    OpSpec(
+        OpCode.RMPUPDATE,
+        (_PA, _GPA, _ASSIGNED, _SIZE, _IMMUTABLE, _ASID, _RESERVED, _GUEST, _USER),
+        "the instruction RMPUPDATE",
+    ),
+    OpSpec(OpCode.PSMASH, (_PA, _GUEST, _USER), "the instruction PSMASH"),
+    OpSpec(OpCode.RMPREAD, (_PA, _GUEST, _USER), "the instruction RMPREAD"),
+    OpSpec(
+        OpCode.rmpupdate,
+        (_PFN, _GPA, _ASSIGNED, _SIZE, _IMMUTABLE, _ASID),
+        "kernel: direct map adjusted, then RMPUPDATE repeated while it overlaps",
+    ),
+    OpSpec(OpCode.rmp_make_private, (_PFN, _GPA, _LEVEL, _ASID, _IMMUTABLE), "kernel: give a page to a guest"),
+    OpSpec(OpCode.rmp_make_firmware, (_PFN, _LEVEL), "kernel: give a page to the firmware"),
+    OpSpec(OpCode.rmp_make_shared, (_PFN, _LEVEL), "kernel: take a page back for the hypervisor"),
+    OpSpec(OpCode.psmash, (_PFN,), "kernel: break a 2 MiB RMP entry into 512"),
+    OpSpec(OpCode.snp_lookup_rmpentry, (_PFN,), "kernel: is the page assigned, and at which level"),
+    OpSpec(OpCode.adjust_direct_map, (_PFN, _LEVEL), "kernel: split the direct map for an RMP update"),
+    OpSpec(OpCode.dump_rmpentry, (_PFN,), "kernel: print the entry, or its region's non-zero entries"),
+    OpSpec(OpCode.snp_leak_pages, (_PFN, _PAGES), "kernel: give up on pages that cannot be made shared"),
+    OpSpec(OpCode.lookup, (_PFN,), "kernel: lookup_address() of the frame in the direct map"),
+    OpSpec(OpCode.set_memory_4k, (_PFN, _PAGES), "kernel: force 4 KiB mappings"),
+    OpSpec(OpCode.set_direct_map_invalid_noflush, (_PFN,), "kernel: unmap one page"),
+    OpSpec(OpCode.set_direct_map_default_noflush, (_PFN,), "kernel: map one page again"),
+    OpSpec(OpCode.set_direct_map_valid_noflush, (_PFN, _PAGES, _VALID), "kernel: unmap or map pages"),
+    OpSpec(
+        OpCode.inject,
+        (
+            Arg("code", "id", "code in EAX; 0: execute normally"),
+            Arg("count", "count", "how many instructions", default=1),
+        ),
+        "model: the next RMPUPDATEs and PSMASHes answer this code and do nothing else",
+    ),
+    OpSpec(
+        OpCode.fail_alloc,
+        (
+            Arg("skip", "addr", "allocations that still succeed", default=0),
+            Arg("count", "count", "allocations that then fail", default=1),
+        ),
+        "model: make the allocator of table pages fail (replaces an earlier fail_alloc)",
+    ),
+)
+BY_CODE = {spec.code: spec for spec in OPS}
+BY_NAME = {spec.name: spec for spec in OPS}
+
+_FIELD_MAX = {"level": 0xFF, "id": 0xFFFF_FFFF, "addr": U64_MAX, "gpa": U64_MAX, "count": U64_MAX}
+
+
+def _number(text: str, what: str, limit: int) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise OpError(f"{what}: not a number: {text!r}") from None
+    if not 0 <= value <= limit:
+        raise OpError(f"{what}: {text} is outside 0..{limit:#x}")
+    return value
+
+
+def _level(text: str, what: str) -> int:
+    if text in _LEVEL_NUMBERS:
+        return _LEVEL_NUMBERS[text]
+    return _number(text, what, 0xFF)
+
+
+def make_op(name: str, **args: int) -> Op:
+    """Build an op by name: ``make_op("psmash", pfn=0x200)``.
+
+    Yes/no arguments and ``size`` (0: 4K, 1: 2M) are 0 or 1.  Raises :class:`OpError` on an unknown op or argument,
+    a missing argument, or a value outside its field.
+    """
+    spec = BY_NAME.get(name)
+    if spec is None:
+        raise OpError(f"unknown op {name!r}")
+    record = {"level": 0, "flags": 0, "id": 0, "addr": 0, "gpa": 0, "count": 0}
+    for arg in spec.args:
+        value = args.pop(arg.name, arg.default)
+        if value is None:
+            raise OpError(f"{name}: argument {arg.name} is missing")
+        if arg.bit:
+            if value not in (0, 1):
+                raise OpError(f"{name}: {arg.name} is {value}, not 0 or 1")
+            record["flags"] |= arg.bit if value else 0
+        elif not 0 <= value <= _FIELD_MAX[arg.field]:
+            raise OpError(f"{name}: {arg.name} is outside 0..{_FIELD_MAX[arg.field]:#x}")
+        else:
+            record[arg.field] = value
+    if args:
+        raise OpError(f"{name}: unknown argument {min(args)}")
+    return Op(spec.code, **record)
+
+
+def parse_op(text: str) -> Op:
+    """Read one op from its text form, ``name key=value ...``.  Raises :class:`OpError`."""
+    name, *words = text.split()
+    values: dict[str, int] = {}
+    spec = BY_NAME.get(name)
+    if spec is None:
+        raise OpError(f"unknown op {name!r}")
+    known = {arg.name: arg for arg in spec.args}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise OpError(f"{name}: {word!r} is not key=value")
+        if key not in known:
+            raise OpError(f"{name}: unknown argument {key!r}")
+        if key in values:
+            raise OpError(f"{name}: argument {key} is given twice")
+        what = f"{name}: {key}"
+        arg = known[key]
+        if arg.name == "size":
+            if value not in ("4K", "2M"):
+                raise OpError(f"{what}: {value!r} is not 4K or 2M")
+            values[key] = int(value == "2M")
+        elif arg.field == "level":
+            values[key] = _level(value, what)
+        else:
+            values[key] = _number(value, what, 1 if arg.bit else _FIELD_MAX[arg.field])
+    return make_op(name, **values)
+
+
+def format_op(op: Op) -> str:
+    """The text form of an op; ``parse_op(format_op(op)) == op`` for every op of the list."""
+    spec = BY_CODE.get(op.op)  # type: ignore[call-overload]
+    if spec is None:
+        return f"op{op.op}"
+    words = [spec.name]
+    for arg in spec.args:
+        value = getattr(op, arg.field)
+        if arg.bit:
+            value = int(bool(value & arg.bit))
+        if value == arg.default:
+            continue
+        if arg.name == "size":
+            text = "2M" if value else "4K"
+        elif arg.field == "level":
+            text = LEVEL_NAMES.get(value, str(value))
+        elif arg.field in ("addr", "gpa") or arg.name == "reserved":
+            text = f"{value:#x}"
+        else:
+            text = str(value)
+        words.append(f"{arg.name}={text}")
+    return " ".join(words)
+
+
+def format_result(op: Op, result: Result) -> str:
+    """A result as a person reads it: ``= 0``, ``= -14``, ``= 4 FAIL_OVERLAP``, ``= 0 assigned=1 level=4K``."""
+    ret = result.ret
+    if result.kind == Kind.FAULT:
+        return f"= {VECTOR_NAMES.get(ret, f'vector {ret}')}"
+    if result.kind == Kind.HANG:
+        return f"= hangs, {CODE_NAMES.get(ret, ret)} for ever"
+    if result.kind == Kind.REFUSED:
+        reason = Refusal(ret).name if ret in Refusal.__members__.values() else str(ret)
+        return f"= refused {reason}"
+    text = f"= {ret}"
+    positive_code = result.kind == Kind.CODE or (op.op == OpCode.psmash and ret > 0)
+    if positive_code and ret in CODE_NAMES:
+        return f"{text} {CODE_NAMES[ret]}"
+    if ret != 0:
+        return text
+    if op.op == OpCode.snp_lookup_rmpentry:
+        assigned = int(bool(result.flags & ResultFlag.ASSIGNED))
+        return f"{text} assigned={assigned} level={LEVEL_NAMES.get(result.level, result.level)}"
+    if op.op == OpCode.lookup:
+        if result.level == 0:
+            return f"{text} none"
+        rw = int(bool(result.flags & ResultFlag.RW))
+        nx = int(bool(result.flags & ResultFlag.NX))
+        return f"{text} level={LEVEL_NAMES[result.level]} entry={result.value:#018x} rw={rw} nx={nx}"
+    if op.op == OpCode.RMPREAD:
+        return f"{text} lo={result.value:#018x} hi={result.value2:#018x}"
+    return text
+
+
+def pack_ops(ops: Iterable[Op]) -> npt.NDArray[np.void]:
+    """Ops as one array of :data:`OP_DTYPE` records."""
+    return np.array([tuple(op) for op in ops], dtype=OP_DTYPE)
+
+
+def unpack_ops(array: npt.NDArray[np.void]) -> Iterator[Op]:
+    """The ops of an :data:`OP_DTYPE` array, one by one."""
+    for record in array.tolist():
+        yield Op(*record)
+
+
+def unpack_results(array: npt.NDArray[np.void]) -> Iterator[Result]:
+    """The results of a :data:`RESULT_DTYPE` array, one by one."""
+    for record in array.tolist():
+        yield Result(*record)

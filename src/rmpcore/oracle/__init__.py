@@ -1,0 +1,24 @@
+"""The oracle: rmpcore's rules once more, in plain Python, slow and obvious.
+
+It is written from the rules (docs/direct-map.md, docs/rmp.md, docs/host.md), never from the C core, and is meant to be read as they are:
+the rules' own order and words, with the rule cited beside each step.  Everything that the native machine
+does is held against it.
+
+Read it in this order; each module uses only those before it:
+
+journal      what is reported beside the state: counters and events
+profile      kernel version and hardware name -> what changes with them
+mem          which frames exist, and the allocator of table pages
+pte          page-table entries                                      direct-map §1
+rmp_entry    RMP entries                                             rmp §1.1
+rmp_table    where an RMP entry lives, and the kernel's checks       rmp §1.6
+rmp_insn     RMPUPDATE, PSMASH, RMPREAD                              rmp §2
+dmap         building the direct map, looking it up                  direct-map §2, §3
+cpa          changing attributes: split, protect, alias              direct-map §4-§7
+snp_host     the kernel's SNP layer                                  host §1
+machine      ops on all of it
+"""
+
+from rmpcore.oracle.machine import OracleMachine
+
+__all__ = ["OracleMachine"]

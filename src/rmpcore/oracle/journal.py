@@ -1,0 +1,31 @@
+"""What a machine reports beside its state: counters, and events in the order in which they happen."""
+
+from __future__ import annotations
+
+from rmpcore.ops import Event, EventKind
+from rmpcore.state import COUNTERS
+
+
+class Journal:
+    """The counters of one machine, and its events while somebody listens."""
+
+    def __init__(self) -> None:
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        """All counters of a State; ``table_pages`` is filled in when a State is made."""
+        self.listening = False
+        self.events: list[Event] = []
+
+    def event(self, kind: EventKind, *, level: int = 0, code: int = 0, a: int = 0, b: int = 0, c: int = 0) -> None:
+        """Something happened; :class:`EventKind` says what the fields are."""
+        if self.listening:
+            self.events.append(Event(int(kind), level, 0, code, a, b, c))
+
+    def flush_all(self) -> None:
+        """All TLB entries on all CPUs."""
+        self.counters["flush_all"] += 1
+        self.event(EventKind.FLUSH_ALL)
+
+    def flush_pages(self, virtual: int, pages: int) -> None:
+        """``pages`` pages from ``virtual``, one by one, on all CPUs."""
+        self.counters["flush_pages"] += pages
+        self.event(EventKind.FLUSH_PAGES, a=virtual, b=pages)

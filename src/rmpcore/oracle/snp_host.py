@@ -1,0 +1,153 @@
+"""The kernel's SNP layer of 6.9 and later, function by function (host §1).
+
+Returns are 0 or a negative errno; the codes of the instructions stay positive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rmpcore.maps import PAGE_SIZE
+from rmpcore.ops import EventKind
+from rmpcore.oracle.cpa import EFAULT, ChangePageAttributes
+from rmpcore.oracle.dmap import DirectMap
+from rmpcore.oracle.journal import Journal
+from rmpcore.oracle.mem import Memory
+from rmpcore.oracle.rmp_entry import HYPERVISOR
+from rmpcore.oracle.rmp_insn import FAIL_OVERLAP, SUCCESS, RmpInput, SnpInstructions
+from rmpcore.oracle.rmp_table import REGION, RmpTable, region_of
+
+ENODEV = -19
+EINVAL = -22
+LEVEL_4K = 1
+LEVEL_2M = 2
+
+
+class HangError(Exception):
+    """The function would repeat its RMPUPDATE for ever."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What snp_lookup_rmpentry() gives."""
+
+    errno: int
+    assigned: int = 0
+    level: int = 0
+
+
+def page_size(level: int) -> int:
+    """4K -> 0, everything else -> 1."""
+    return 0 if level == LEVEL_4K else 1
+
+
+class SnpHost:
+    """The host kernel of one machine."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        table: RmpTable | None,
+        instructions: SnpInstructions,
+        dmap: DirectMap,
+        cpa: ChangePageAttributes,
+        journal: Journal,
+    ) -> None:
+        self._memory = memory
+        self._table = table
+        self._instructions = instructions
+        self._dmap = dmap
+        self._cpa = cpa
+        self._journal = journal
+
+    def adjust_direct_map(self, pfn: int, level: int) -> int:
+        if level > LEVEL_2M:
+            return EINVAL
+        if not self._memory.pfn_valid(pfn):
+            return EINVAL
+        if level == LEVEL_2M:
+            # Hardware judges a 1 GiB mapping in 2 MiB pieces: nothing to split.
+            good = pfn % REGION == 0 and self._memory.pfn_valid(pfn + REGION - 1)
+            return 0 if good else EINVAL
+        found = self._dmap.lookup(self._dmap.virtual(pfn))
+        if found is None or found.raw == 0 or found.level == 1:
+            return 0
+        return self._cpa.set_memory_4k(pfn, 1)
+
+    def rmpupdate(self, pfn: int, state: RmpInput) -> int:
+        """Raises :class:`HangError` where the kernel would never come back."""
+        if self._table is None:
+            return ENODEV
+        level = LEVEL_2M if state.page_size == 1 else LEVEL_4K
+        if self.adjust_direct_map(pfn, level) != 0:
+            return EFAULT
+        # Execute; repeat while the code is FAIL_OVERLAP.
+        done = self._instructions.rmpupdate(pfn * PAGE_SIZE, state)
+        while done.code == FAIL_OVERLAP:
+            if not done.injected:
+                raise HangError(done.code)
+            self._journal.counters["rmpupdate_retries"] += 1
+            done = self._instructions.rmpupdate(pfn * PAGE_SIZE, state)
+        if done.code != SUCCESS:
+            self._journal.event(EventKind.RMPUPDATE_FAILED, level=level, code=done.code, a=pfn)
+            self.dump_rmpentry(pfn)
+            return EFAULT
+        return 0
+
+    def rmp_make_private(self, pfn: int, gpa: int, level: int, asid: int, immutable: int) -> int:
+        state = RmpInput.of(assigned=1, page_size=page_size(level), gpa=gpa, asid=asid, immutable=immutable)
+        return self.rmpupdate(pfn, state)
+
+    def rmp_make_firmware(self, pfn: int, level: int) -> int:
+        return self.rmp_make_private(pfn, 0, level, 0, 1)
+
+    def rmp_make_shared(self, pfn: int, level: int) -> int:
+        return self.rmpupdate(pfn, RmpInput.of(assigned=0, page_size=page_size(level)))
+
+    def psmash(self, pfn: int) -> int:
+        if self._table is None:
+            return ENODEV
+        if not self._memory.pfn_valid(pfn):
+            return EINVAL
+        return self._instructions.psmash(pfn * PAGE_SIZE).code
+
+    def snp_lookup_rmpentry(self, pfn: int) -> Looked:
+        if self._table is None:
+            return Looked(ENODEV)
+        if not self._table.covered(pfn):
+            return Looked(EFAULT)
+        # assigned comes from the page's own entry, the level from the 2 MiB-aligned one's page size.
+        head = self._table.read(region_of(pfn)[0])
+        level = LEVEL_2M if head.page_size == 1 else LEVEL_4K
+        return Looked(0, self._table.read(pfn).assigned, level)
+
+    def dump_rmpentry(self, pfn: int) -> None:
+        looked = self.snp_lookup_rmpentry(pfn)
+        # A failed lookup: one line with the error.
+        if self._table is None or looked.errno != 0:
+            self._journal.event(EventKind.DUMP_ERROR, code=looked.errno, a=pfn)
+            return
+        # Assigned: one line.
+        if looked.assigned:
+            self._dump_line(self._table, pfn)
+            return
+        # Not assigned: a header line, then each non-zero entry of the 2 MiB region.
+        region = region_of(pfn)
+        self._journal.event(EventKind.DUMP_REGION, a=pfn, b=region.start, c=region.stop)
+        for page in region:
+            if self._table.covered(page) and self._table.read(page) != HYPERVISOR:
+                self._dump_line(self._table, page)
+
+    def _dump_line(self, table: RmpTable, pfn: int) -> None:
+        lo, hi = table.read(pfn).encode()
+        self._journal.event(EventKind.DUMP_ENTRY, a=pfn, b=lo, c=hi)
+
+    def snp_leak_pages(self, pfn: int, pages: int) -> None:
+        self._journal.event(EventKind.LEAK, a=pfn, b=pages)
+        for page in range(pfn, pfn + pages):
+            self.dump_rmpentry(page)
+        self._journal.counters["leaked_pages"] += pages

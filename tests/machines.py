@@ -1,0 +1,241 @@
+"""The small machines that the tests use, and short hands to drive one and look at its state.
+
+The maps are chosen so that what a rule does to them can be worked out by hand: few ranges, round sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from rmpcore.machine import Machine
+from rmpcore.maps import PAGE_OFFSETS, KernelImage, MachineMap
+from rmpcore.ops import Event, EventKind, Kind, Op, Result, make_op
+from rmpcore.state import State, entries
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+U64 = (1 << 64) - 1
+FRAME_MASK = 0x000F_FFFF_FFFF_F000
+
+# Flags of a page-table entry (direct-map §1)
+P = 1 << 0
+RW = 1 << 1
+A = 1 << 5
+D = 1 << 6
+PSE = 1 << 7
+G = 1 << 8
+SOFTW3 = 1 << 11
+PAT_LARGE = 1 << 12
+NX = 1 << 63
+SMALL_LEAF = 0x8000_0000_0000_0163
+LARGE_LEAF = 0x8000_0000_0000_01E3
+BOOT_TABLE = 0x067
+SPLIT_TABLE = 0x063
+
+# Errnos that kernel functions return
+ENOMEM = -12
+EFAULT = -14
+ENODEV = -19
+EINVAL = -22
+
+# Codes in EAX (rmp §2.1)
+SUCCESS = 0
+FAIL_INPUT = 1
+FAIL_PERMISSION = 2
+FAIL_INUSE = 3
+FAIL_OVERLAP = 4
+PSMASH_REFUSED = 7
+
+# RMP entry, low quadword (rmp §1.1)
+ASSIGNED = 1 << 0
+SIZE_2M = 1 << 1
+IMMUTABLE = 1 << 2
+VMSA = 1 << 61
+VALIDATED = 1 << 62
+LOCK = 1 << 63
+
+PAGE_OFFSET = PAGE_OFFSETS[4]
+HIGH_MAPPING = 0xFFFF_FFFF_8000_0000
+
+
+def build_map(
+    memory: Iterable[tuple[int, int]],
+    reserved: Iterable[tuple[int, int]] = (),
+    e820: Iterable[tuple[int, int, int]] | None = None,
+    **fields: Any,
+) -> MachineMap:
+    """A map whose e820 table is its memory, all of it usable, unless another one is given."""
+    memory = tuple(memory)
+    if e820 is None:
+        e820 = [(base, size, 1) for base, size in memory]
+    fields.setdefault("name", "test")
+    fields.setdefault("max_pfn", (memory[-1][0] + memory[-1][1]) >> 12)
+    return MachineMap(memory=memory, reserved=tuple(reserved), e820=tuple(e820), **fields)
+
+
+SMALL = build_map([(0, 64 * MIB)])
+"""64 MiB in one piece, nothing reserved."""
+SMALL_4K = dataclasses.replace(SMALL, large_pages="4K")
+SMALL_LA57 = dataclasses.replace(SMALL, levels=5, page_offset=PAGE_OFFSETS[5])
+SMALL_CBIT = dataclasses.replace(SMALL, c_bit=1 << 51)
+SMALL_PTI = dataclasses.replace(SMALL, default_mask=U64 & ~G)
+SMALL_RANDOM = dataclasses.replace(SMALL, page_offset=0xFFFF_9A12_4000_0000)
+
+PC = build_map(
+    [(0x1000, 0x9E000), (0x100000, 0x3EE0000)],
+    reserved=[(0, 0x1000), (0x9F000, 0x61000), (0x1000000, 0x1000000)],
+    e820=[
+        (0, 0x9FC00, 1),
+        (0x9FC00, 0x400, 2),
+        (0xF0000, 0x10000, 2),
+        (0x100000, 0x3EE0000, 1),
+        (0x3FE0000, 0x20000, 2),
+    ],
+)
+"""64 MiB as a PC has them: neither range starts or ends on a 2 MiB line."""
+
+HOLE = build_map([(0, 3 * GIB), (4 * GIB, GIB)])
+"""4 GiB around the hole below 4 GiB."""
+HOLE_2M = dataclasses.replace(HOLE, large_pages="2M")
+
+IMAGE_SYMBOLS = KernelImage(
+    text=0xFFFF_FFFF_8100_0000,
+    etext=0xFFFF_FFFF_8160_0000,
+    start_rodata=0xFFFF_FFFF_8180_3000,
+    end_rodata=0xFFFF_FFFF_8180_7000,
+    brk_end=0xFFFF_FFFF_8234_5000,
+)
+"""Frames 0x1000 to 0x2344; read-only data is frames 0x1803 to 0x1806."""
+IMAGE = build_map([(0, 64 * MIB)], reserved=[(0x1000000, 0x1345000)], image=IMAGE_SYMBOLS)
+IMAGE_MOVED = build_map(
+    [(0, 64 * MIB)],
+    reserved=[(0x1800000, 0x1345000)],
+    image=dataclasses.replace(IMAGE_SYMBOLS, phys_base=0x800000),
+)
+"""The same image 8 MiB further up: frames 0x1800 to 0x2b44."""
+
+_SNP_E820 = [(0, 64 * MIB, 1), (64 * MIB, MIB, 2)]
+SNP = build_map([(0, 64 * MIB)], e820=_SNP_E820, rmp=(0x4000000, 0x40FFFFF))
+"""64 MiB and a 1 MiB RMP above them.  (0x100000 - 0x4000) / 16 = 0xfc00 frames are covered; frames 0x4000 to
+0x7fff share a section with memory, so they are valid though no memory is there."""
+SNP_COVERED = 0xFC00
+SNP_TIGHT = build_map([(0, 64 * MIB)], rmp=(1 << 32, (1 << 32) + 0x4000 + 16 * 0x3F00 - 1), rmp_probed=False)
+"""The RMP ends in the middle of the last 2 MiB of memory: frames 0 to 0x3eff are covered."""
+SNP_IMAGE = dataclasses.replace(IMAGE, e820=tuple(_SNP_E820), rmp=(0x4000000, 0x40FFFFF))
+SNP_CBIT = dataclasses.replace(SNP, c_bit=1 << 51)
+SNP_HOLE = build_map(
+    [(0, 3 * GIB), (4 * GIB, GIB)],
+    e820=[(0, 3 * GIB, 1), (3 * GIB, 32 * MIB, 2), (4 * GIB, GIB, 1)],
+    rmp=(3 * GIB, 3 * GIB + 32 * MIB - 1),
+)
+"""1 GiB leaves, a hole with the RMP in it, and more memory above 4 GiB."""
+
+
+class Host:
+    """A machine under test."""
+
+    def __init__(self, backend: str, map_: MachineMap = SMALL, **options: Any) -> None:
+        self.machine = Machine(map_, backend=backend, **options)
+        self.machine.record_events(True)
+
+    def do(self, name: str, **args: int) -> Result:
+        """Apply an op."""
+        return self.machine.apply(make_op(name, **args))
+
+    def call(self, name: str, **args: int) -> int:
+        """Apply a kernel function (or control) that must not be refused; what it returns."""
+        result = self.do(name, **args)
+        assert result.kind == Kind.KERNEL, result
+        return result.ret
+
+    def insn(self, name: str, **args: int) -> int:
+        """Execute an instruction that must not fault; the code in EAX."""
+        result = self.do(name, **args)
+        assert result.kind == Kind.CODE, result
+        return result.ret
+
+    def update(self, pfn: int, **args: int) -> int:
+        """RMPUPDATE of a frame, unassigned 4K and all zero unless told otherwise; the code."""
+        fields = {"gpa": 0, "assigned": 0, "size": 0, "asid": 0} | args
+        return self.insn("RMPUPDATE", pa=pfn << 12, **fields)
+
+    def assign(self, pfn: int, **args: int) -> None:
+        """Assign a 4K page (``size=1``: 2M) to ASID 5, which must succeed."""
+        assert self.update(pfn, **({"assigned": 1, "asid": 5} | args)) == SUCCESS
+
+    def events(self) -> list[Event]:
+        """What was reported since the last call."""
+        return [Event(*record) for record in self.machine.take_events().tolist()]
+
+    def state(self) -> State:
+        return self.machine.state()
+
+    def counters(self) -> dict[str, int]:
+        return self.state().counters
+
+    def counts(self) -> tuple[int, int, int]:
+        """The kernel's counts of 4K, 2M and 1G leaves."""
+        counters = self.counters()
+        return counters["direct_map_4k"], counters["direct_map_2m"], counters["direct_map_1g"]
+
+    def rmp(self, pfn: int) -> tuple[int, int]:
+        return self.machine.read_rmp(pfn)
+
+    def leaf(self, pfn: int) -> tuple[int, int]:
+        """Level and raw value of what lookup finds for a frame; (0, 0): nothing there."""
+        result = self.do("lookup", pfn=pfn)
+        assert result.kind == Kind.KERNEL and result.ret == 0, result
+        return result.level, result.value
+
+
+def leaves(state: State, window: int = 0) -> dict[tuple[int, int], int]:
+    """Leaves of a window by (level, offset)."""
+    return {(level, offset): raw for w, level, offset, raw in state.leaves.tolist() if w == window}
+
+
+def tables(state: State, window: int = 0) -> dict[tuple[int, int], int]:
+    """Entries that point to a table by (level, offset)."""
+    return {(level, offset): raw for w, level, offset, raw in state.tables.tolist() if w == window}
+
+
+def changed(state: State, **fields: Any) -> State:
+    """A copy of a state with some fields replaced.  ``counters`` is merged into the old ones."""
+    if "counters" in fields:
+        fields["counters"] = state.counters | fields["counters"]
+    return dataclasses.replace(state, _digest=None, **fields)
+
+
+def with_leaves(state: State, replace: dict[tuple[int, int, int], int]) -> State:
+    """A copy in which leaves, by (window, level, offset), have another raw value; zero removes one."""
+    rows = {row[:3]: row[3] for row in state.leaves.tolist()} | replace
+    return changed(state, leaves=entries([(*key, raw) for key, raw in rows.items() if raw]))
+
+
+def with_tables(state: State, replace: dict[tuple[int, int, int], int]) -> State:
+    """As :func:`with_leaves` for the entries that point to a table."""
+    rows = {row[:3]: row[3] for row in state.tables.tolist()} | replace
+    return changed(state, tables=entries([(*key, raw) for key, raw in rows.items() if raw]))
+
+
+def continued(host: Host, state: State, **options: Any) -> Host:
+    """A machine of the same backend, map and kernel that starts from a state."""
+    options = {"kernel": host.machine.kernel} | options
+    return Host(host.machine.backend, host.machine.map, state=state, **options)
+
+
+def inverted(address: int, flags: int) -> int:
+    """A not-present entry: the frame is stored inverted in bits 51:12, whatever the level (direct-map §1)."""
+    return (~address & FRAME_MASK) | flags
+
+
+def kinds(events: Iterable[Event]) -> list[EventKind]:
+    """Just the kinds of events."""
+    return [EventKind(event.kind) for event in events]
+
+
+def record(code: int, **fields: int) -> Op:
+    """A raw op record, checked by nobody."""
+    return Op(code, **fields)
