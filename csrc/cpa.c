@@ -112,7 +112,6 @@ static void fill_children(const struct run *run, uint64_t *table, uint64_t raw, 
     const uint64_t size = rmpc_level_size(level - 1);
     const uint64_t address = rmpc_pte_address(raw, level, c_bit);
     uint64_t flags = rmpc_pte_flags(raw, level, c_bit);
-    uint64_t first;
 
     if (level == 2)
         flags = rmpc_pte_to_small(flags);
@@ -126,30 +125,35 @@ static void fill_children(const struct run *run, uint64_t *table, uint64_t raw, 
             table[i] = rmpc_pte_make(pa, protect(dmap, flags, va + i * size, pa, size, 0), c_bit);
         }
     } else if (flags & RMPC_PTE_P) {
-        first = rmpc_pte_make(address, flags, c_bit);
+        /* consecutive frames: the address part of a present entry just grows */
+        const uint64_t first = rmpc_pte_make(address, flags, c_bit);
+        const unsigned shift = level == 2 ? 12 : 21;
         for (unsigned i = 0; i < TABLE_ENTRIES; i++)
-            table[i] = first + i * size;
+            table[i] = first + ((uint64_t)i << shift);
     } else {
         for (unsigned i = 0; i < TABLE_ENTRIES; i++)
             table[i] = rmpc_pte_make(address + i * size, flags, c_bit);
     }
 }
 
-static int split(struct run *run, uint64_t *entry, uint64_t va, int level)
+/* Split a leaf; the new table, NULL if there is no page for it. */
+static uint64_t *split(struct run *run, uint64_t *entry, uint64_t va, int level)
 {
     struct rmpc_dmap *dmap = run->dmap;
     const uint64_t raw = *entry;
     uint64_t page = rmpc_table_alloc(dmap, level - 1);
+    uint64_t *table;
 
     if (page == RMPC_NO_PAGE)
-        return -RMPC_ENOMEM;
+        return NULL;
+    table = rmpc_table_at(dmap, page);
     count_split(dmap, va, level);
     va &= ~(rmpc_level_size(level) - 1);
-    fill_children(run, rmpc_table_at(dmap, page), raw, va, level);
+    fill_children(run, table, raw, va, level);
     *entry = page | RMPC_PTE_SPLIT_TABLE | dmap->config.c_bit;
     rmpc_report(dmap->events, RMPC_EVENT_SPLIT, level, 0, va, raw, page);
     flush_all(dmap);
-    return 0;
+    return table;
 }
 
 /* ---- one chunk: section 4, steps 1 to 3 ---- */
@@ -206,11 +210,11 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
 {
     struct rmpc_dmap *dmap = run->dmap;
     const uint64_t c_bit = dmap->config.c_bit;
+    struct rmpc_walk walk = rmpc_dmap_lookup(dmap, va);
 
     for (;;) {
-        struct rmpc_walk walk = rmpc_dmap_lookup(dmap, va);
         uint64_t offset, left;
-        int error;
+        uint64_t *table;
 
         if (!walk.entry || !*walk.entry) { /* step 1: the direct map may have holes */
             if (run->primary && !in_direct_map(dmap, va))
@@ -236,9 +240,12 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
                 return 0;
             }
         }
-        error = split(run, walk.entry, va, walk.level); /* step 4 */
-        if (error)
-            return error;
+        table = split(run, walk.entry, va, walk.level); /* step 4 */
+        if (!table)
+            return -RMPC_ENOMEM;
+        /* looking the address up again would end in the new table */
+        walk.level--;
+        walk.entry = &table[rmpc_table_index(va, walk.level)];
     }
 }
 

@@ -60,6 +60,15 @@ enum rmpc_status rmpc_dmap_init(struct rmpc_dmap *dmap, struct rmpc_mem *mem, co
     return RMPC_OK;
 }
 
+/* Use this page of memory as the root table. */
+static void set_root(struct rmpc_dmap *dmap, uint64_t root)
+{
+    dmap->root = root;
+    for (size_t i = 0; i < dmap->mem->count; i++)
+        if (root - dmap->mem->ranges[i].base < dmap->mem->ranges[i].size)
+            dmap->home = dmap->mem->ranges[i];
+}
+
 uint64_t rmpc_table_alloc(struct rmpc_dmap *dmap, int level)
 {
     uint64_t pa = rmpc_mem_alloc(dmap->mem);
@@ -347,13 +356,13 @@ static uint64_t start_point(const struct rmpc_boot_memory *memory, uint64_t top)
     return top > FIRST_MIB ? top : FIRST_MIB;
 }
 
-/* The image's mapping in the high window as it is when the direct map is built (section 2, observed). */
+/* The image's mapping in the high window as it is when the direct map is built (section 2, observed): it comes
+ * from the kernel's own image, so the default mask has no say in it. */
 static void map_image(struct boot *boot)
 {
     struct rmpc_dmap *dmap = boot->dmap;
     const struct rmpc_image *image = &dmap->config.image;
-    const uint64_t flags = (RMPC_PTE_KERNEL | RMPC_PTE_PSE | dmap->config.c_bit) & ~RMPC_PTE_NX &
-                           dmap->config.default_mask;
+    const uint64_t flags = (RMPC_PTE_KERNEL | RMPC_PTE_PSE | dmap->config.c_bit) & ~RMPC_PTE_NX;
 
     if (!image->text)
         return;
@@ -382,7 +391,7 @@ enum rmpc_status rmpc_dmap_boot(struct rmpc_dmap *dmap, const struct rmpc_boot_m
     root = new_boot_table(dmap, dmap->config.levels);
     if (root == RMPC_NO_PAGE)
         return RMPC_ERR_NOMEM;
-    dmap->root = root;
+    set_root(dmap, root);
     map_image(&boot);
 
     /* section 2.2: the first MiB, then from the top down in growing steps */
@@ -434,7 +443,7 @@ enum rmpc_status rmpc_dmap_put_root(struct rmpc_dmap *dmap, uint64_t root)
     if (!table)
         return RMPC_ERR_RANGE;
     memset(table, 0, RMPC_PAGE_SIZE);
-    dmap->root = root;
+    set_root(dmap, root);
     dmap->counters.table_pages = 1;
     return RMPC_OK;
 }

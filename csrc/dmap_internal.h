@@ -9,7 +9,11 @@
 /* The table that a table pointer names, or NULL when it points outside the memory. */
 static inline uint64_t *rmpc_table_at(const struct rmpc_dmap *dmap, uint64_t raw)
 {
-    return rmpc_mem_at(dmap->mem, raw & RMPC_PTE_ADDRESS & ~dmap->config.c_bit, RMPC_PAGE_SIZE);
+    uint64_t pa = raw & RMPC_PTE_ADDRESS & ~dmap->config.c_bit;
+
+    if (pa - dmap->home.base < dmap->home.size)
+        return (uint64_t *)(void *)((uint8_t *)dmap->home.host + (pa - dmap->home.base));
+    return rmpc_mem_at(dmap->mem, pa, RMPC_PAGE_SIZE);
 }
 
 /* Index of a virtual address in a table of this level. */

@@ -74,8 +74,8 @@ def one_guest() -> Iterator[str]:
     for pfn in SINGLE_PAGES:
         yield firmware(pfn)
 
-    yield from heading("""Launch: each page of the loader is looked up and must be unassigned, then given to the guest as
-        Pre-Guest (immutable); LAUNCH_UPDATE would follow.  Always 4K, even though the source is contiguous.""")
+    yield from heading("""Launch: each page of the loader is looked up and must be unassigned, then given to the
+        guest as immutable; LAUNCH_UPDATE would follow.  Always 4K, even though the source is contiguous.""")
     for i in range(160):
         yield look_up(LAUNCH + i)
         yield assign(LAUNCH + i, i << 12, immutable=1)
@@ -89,17 +89,17 @@ def one_guest() -> Iterator[str]:
         yield look_up(pfn)
         yield assign(pfn, gpa)
 
-    yield from heading("""Development trees back guest_memfd with 2 MiB folios: when the whole folio is unassigned, one 2M
-        entry.  (The kernel looks up all 512 frames; two stand for them here.)""")
+    yield from heading("""Development trees back guest_memfd with 2 MiB folios: when the whole folio is unassigned,
+        one 2M entry.  (The kernel looks up all 512 frames; two stand for them here.)""")
     large = [(LARGE_REGIONS + i * PAGES_2M, 0x1000_0000 + i * 0x20_0000) for i in range(LARGE_PAGES)]
     for pfn, gpa in large:
         yield look_up(pfn)
         yield look_up(pfn + PAGES_2M - 1)
         yield assign(pfn, gpa, "2M")
 
-    yield from heading("""The guest validates its GHCB page, 4K inside a 2M entry: nested fault with the size-mismatch bit.
-        The host looks, smashes, and the page becomes shared.  The second PSMASH finds the entry in use once and is
-        repeated, as KVM does.""")
+    yield from heading("""The guest validates its GHCB page, 4K inside a 2M entry: nested fault with the size-mismatch
+        bit.  The host looks, smashes, and the page becomes shared.  The second PSMASH finds the entry in use once and
+        is repeated, as KVM does.""")
     ghcb = [(large[0][0] + 0x1F, large[0][1] + 0x1F000), (large[5][0] + 0x130, large[5][1] + 0x130000)]
     yield look_up(ghcb[0][0])
     yield f"psmash pfn={large[0][0]:#x}"
@@ -157,7 +157,9 @@ def one_guest() -> Iterator[str]:
             yield look_up(pfn)
             yield share(pfn, "2M")
 
-    yield from heading("""A page that nobody can take back without the firmware: the kernel complains, and gives it up.""")
+    yield from heading(
+        """A page that nobody can take back without the firmware: the kernel complains, and gives it up."""
+    )
     yield share(VMSA)
     yield f"snp_leak_pages pfn={VMSA:#x} pages=1"
 

@@ -70,9 +70,11 @@ struct rmpc_dmap_counters {
  * A direct map.  Read the fields as you like; change them only where it says so.
  *   mapped           mapped frame ranges, sorted and merged (kernel: pfn_mapped); room for mapped_room
  *   kernel_readonly  the kernel image is read-only by now; may be set
+ *   home             the range of mem that holds the root table and, as a rule, most others: looked at first
  */
 struct rmpc_dmap {
     struct rmpc_mem *mem;
+    struct rmpc_range home;
     struct rmpc_dmap_config config;
     uint64_t root;
     struct rmpc_frames *mapped;

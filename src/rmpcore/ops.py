@@ -183,7 +183,7 @@ class Op(NamedTuple):
     id: int = 0
     addr: int = 0
     gpa: int = 0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
     def __str__(self) -> str:
         return format_op(self)
@@ -357,7 +357,7 @@ def make_op(name: str, **args: int) -> Op:
 
 def parse_op(text: str) -> Op:
     """Read one op from its text form, ``name key=value ...``.  Raises :class:`OpError`."""
-    name, *words = text.split()
+    name, *words = text.split() or [""]
     values: dict[str, int] = {}
     spec = BY_NAME.get(name)
     if spec is None:

@@ -22,6 +22,8 @@ Progress = Callable[[int], None]
 _CHUNK = 1 << 10
 _MAX_CHUNK = 1 << 16
 _SHOWN = 40
+_ENTRIES_PER_OP = 500
+"""How many entries of the state an op may cost in lockstep, unless the caller says how often to compare."""
 
 
 def refused(results: npt.NDArray[np.void]) -> int | None:
@@ -71,6 +73,8 @@ class Lockstep:
     results: npt.NDArray[np.void]
     states: int = 0
     """How often the whole states were compared."""
+    widest: int = 0
+    """The most ops that were done between two comparisons of the states."""
     disagreement: Disagreement | None = None
 
 
@@ -116,30 +120,31 @@ def _locate(make: Callable[[str], MachineLike], ops: Ops, start: int, stop: int)
     return Disagreement(stop - 1, None, (), ("the machines agree op by op, but not in bulk",), 0)
 
 
-def lockstep(make: Callable[[str], MachineLike], ops: Ops, every: int, progress: Progress) -> Lockstep:
+def lockstep(make: Callable[[str], MachineLike], ops: Ops, every: int | None, progress: Progress) -> Lockstep:
     """Run both implementations side by side.
 
-    Results and events of all ops are compared, and the whole states after every ``every`` ops and at the end.
-    ``make`` builds a machine by the name of its backend; a disagreement is located by doing the ops again.
+    Results and events of all ops are compared; the whole states after every ``every`` ops and at the end.  None:
+    after every op while the state is small, then the less often the larger it is.  ``make`` builds a machine by
+    the name of its backend; a disagreement is located by doing the ops again.
     """
     machines = _pair(make)
     before = machines[0].state()
-    run = Lockstep(machines, before, np.zeros(0, dtype=RESULT_DTYPE), 1, _disagreement(-1, None, (), machines))
-    if run.disagreement is not None:
-        return run
-    parts = [run.results]
-    for start in range(0, len(ops), every):
-        part = ops[start : start + every]
+    parts = [np.zeros(0, dtype=RESULT_DTYPE)]
+    run = Lockstep(machines, before, parts[0], states=1, disagreement=_disagreement(-1, None, (), machines))
+    done, size = 0, len(before.leaves)
+    while done < len(ops) and run.disagreement is None:
+        part = ops[done : done + (every or max(1, size // _ENTRIES_PER_OP))]
         results = [machine.run(part) for machine in machines]
         events = [machine.take_events() for machine in machines]
         states = [machine.state() for machine in machines]
-        run.states += 1
         same = np.array_equal(results[0], results[1]) and np.array_equal(events[0], events[1])
         if not same or states[0] != states[1]:
-            run.disagreement = _locate(make, ops, start, start + len(part))
+            run.disagreement = _locate(make, ops, done, done + len(part))
             break
         parts.append(results[0])
-        progress(start + len(part))
+        done, size = done + len(part), len(states[0].leaves) + len(states[0].rmp)
+        run.states, run.widest = run.states + 1, max(run.widest, len(part))
+        progress(done)
         if refused(results[0]) is not None:
             break
     run.results = np.concatenate(parts)

@@ -1,8 +1,8 @@
 """The oracle: rmpcore's rules once more, in plain Python, slow and obvious.
 
-It is written from the rules (docs/direct-map.md, docs/rmp.md, docs/host.md), never from the C core, and is meant to be read as they are:
-the rules' own order and words, with the rule cited beside each step.  Everything that the native machine
-does is held against it.
+It is written from the rules (docs/direct-map.md, docs/rmp.md, docs/host.md), never from the C core, and is
+meant to be read as they are: the rules' own order and words, with the rule cited beside each step.
+Everything that the native machine does is held against it.
 
 Read it in this order; each module uses only those before it:
 

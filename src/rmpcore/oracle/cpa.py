@@ -103,9 +103,7 @@ class ChangePageAttributes:
     def set_direct_map_invalid_noflush(self, pfn: int, pages: int = 1) -> int:
         """P and RW go, from 6.6 also D."""
         clear = frozenset({"P", "RW", "D"}) if self._kernel.dirty_leaves_with_rw else frozenset({"P", "RW"})
-        return self.change(
-            self._dmap.virtual(pfn), pages, Request(clear=clear), check_aliases=False, final_flush=False
-        )
+        return self.change(self._dmap.virtual(pfn), pages, Request(clear=clear), check_aliases=False, final_flush=False)
 
     def set_direct_map_default_noflush(self, pfn: int, pages: int = 1) -> int:
         """P and RW come; what else went does not come back."""
@@ -245,8 +243,10 @@ class ChangePageAttributes:
         journal.event(EventKind.TABLE_ALLOC, level=level - 1, a=address)
         if level == 2:
             flags = to_small(leaf.flags)
+        elif "P" in leaf.flags:
+            flags = leaf.flags
         else:
-            flags = leaf.flags if "P" in leaf.flags else leaf.flags - {"PSE"}
+            flags = leaf.flags - {"PSE"}
         flags = drop_protnone(flags)
         table = dmap.add_table(address, level - 1)
         frames_each = SIZE[level - 1] // PAGE_SIZE

@@ -96,6 +96,12 @@ class DirectMap:
         self.max_pfn_mapped = 0
         self.kernel_readonly = False
         self._map = machine_map
+        small = PAGE_KERNEL | self.format.encrypted
+        # §1: boot-time entries are cut to the default mask.
+        self._boot_flags = {
+            level: self.format.cut(flags, machine_map.default_mask)
+            for level, flags in ((1, small), (2, small | {"PSE"}), (3, small | {"PSE"}))
+        }
         self._memory = memory
         self._journal = journal
         self.root: Table
@@ -137,7 +143,8 @@ class DirectMap:
         if start not in HIGH_MAPPING or end not in range(start, HIGH_MAPPING.stop + 1):
             raise MachineError(f"kernel image {image.text:#x}-{image.brk_end:#x} is not inside the high mapping")
         table = self._high_table()
-        flags = self._boot_flags(PAGE_KERNEL_EXEC | {"PSE"})
+        # The image's own tables are not cut to the default mask: with page-table isolation they have G.
+        flags = PAGE_KERNEL_EXEC | {"PSE"} | self.format.encrypted
         for virtual in range(start, end, SIZE[2]):
             raw = self.format.write_at_boot(self.image_frame(virtual), flags, 2)
             table.put(table.index(virtual), raw)
@@ -265,13 +272,8 @@ class DirectMap:
         return last
 
     def _write_leaf(self, table: Table, index: int, physical: int) -> None:
-        large = {"PSE"} if table.level > 1 else set[str]()
-        flags = self._boot_flags(PAGE_KERNEL | large)
-        table.put(index, self.format.write_at_boot(physical // PAGE_SIZE, flags, table.level))
-
-    def _boot_flags(self, flags: frozenset[str]) -> frozenset[str]:
-        """§1: boot-time entries are cut to the default mask."""
-        return self.format.cut(flags | self.format.encrypted, self._map.default_mask)
+        raw = self.format.write_at_boot(physical // PAGE_SIZE, self._boot_flags[table.level], table.level)
+        table.put(index, raw)
 
     def _clear_past(self, table: Table, last_slot: int) -> None:
         """Step 4, the end: slots past the piece are cleared where the e820 table has no memory to keep."""
@@ -301,8 +303,10 @@ class DirectMap:
 
     def _is_table(self, raw: int, level: int) -> bool:
         """Does an entry point to a table?  Present ones do above level 1, but for the large pages of levels 2 and 3."""
+        if level == 1:
+            return False
         flags = self.format.read(raw, level).flags
-        return level > 1 and "P" in flags and not (level in (2, 3) and "PSE" in flags)
+        return "P" in flags and not (level in (2, 3) and "PSE" in flags)
 
     def _below(self, raw: int) -> Table:
         """The table that an entry points to."""
@@ -441,7 +445,7 @@ class DirectMap:
         return (HIGH_BASE if window == 1 else self.page_offset) + offset
 
     def _check_place(self, row: Row, *, is_table: bool) -> None:
-        window, level, offset, _ = row
+        window, level, _, _ = row
         if window not in (0, 1):
             raise MachineError(f"{_name(row)}: there is no window {window}")
         lowest = 2 if is_table else 1

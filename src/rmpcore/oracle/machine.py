@@ -29,7 +29,7 @@ from rmpcore.oracle.journal import Journal
 from rmpcore.oracle.mem import Memory
 from rmpcore.oracle.profile import hardware_profile, kernel_profile
 from rmpcore.oracle.rmp_entry import RmpEntry
-from rmpcore.oracle.rmp_insn import INJECT_RUNS_MAX, InstructionFault, RmpInput, SnpInstructions
+from rmpcore.oracle.rmp_insn import INJECT_RUNS_MAX, FaultError, RmpInput, SnpInstructions
 from rmpcore.oracle.rmp_table import RmpTable, open_table
 from rmpcore.oracle.snp_host import HangError, SnpHost
 from rmpcore.state import COUNTERS, RMP_DTYPE, State, entries
@@ -66,7 +66,7 @@ class OracleMachine:
 
     def __init__(
         self,
-        map: MachineMap,  # noqa: A002 - the field's word
+        map: MachineMap,
         *,
         kernel: str = "6.12",
         hardware: str = "milan",
@@ -128,7 +128,7 @@ class OracleMachine:
             return self._do[self._checked(op)](op)
         except RefusedError as refused:
             return Result(int(refused.reason), int(Kind.REFUSED))
-        except InstructionFault as fault:
+        except FaultError as fault:
             return Result(fault.vector, int(Kind.FAULT))
         except HangError as hang:
             return Result(hang.code, int(Kind.HANG))
@@ -145,7 +145,7 @@ class OracleMachine:
             raise RefusedError(Refusal.BAD_OP)
         used = {arg.field for arg in spec.args}
         unused = {"level", "id", "addr", "gpa", "count"} - used
-        if op.flags & ~spec.flag_mask or any(getattr(op, name) != 0 for name in unused):
+        if op.flags & ~int(spec.flag_mask) or any(getattr(op, name) != 0 for name in unused):
             raise RefusedError(Refusal.BAD_ARGUMENT)
         return spec.code
 

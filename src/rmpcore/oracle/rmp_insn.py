@@ -21,7 +21,7 @@ GENERAL_PROTECTION = 13
 INJECT_RUNS_MAX = 64
 
 
-class InstructionFault(Exception):
+class FaultError(Exception):
     """The instruction raised an exception instead of giving a code."""
 
     def __init__(self, vector: int) -> None:
@@ -227,7 +227,7 @@ class SnpInstructions:
 
     def rmpread(self, pa: int, *, guest: bool = False, user: bool = False) -> RmpRead:
         if not self._hardware.rmpread:
-            raise InstructionFault(UNDEFINED_OPCODE)
+            raise FaultError(UNDEFINED_OPCODE)
         table = self._enabled(user)
         done = self._rmpread(table, pa, guest)
         self._journal.counters["rmpread"] += 1
@@ -243,9 +243,7 @@ class SnpInstructions:
         entry = table.read(pfn)
         # rmp §1.5: bit 1 of byte 0x9, "some other page of this page's region is assigned".
         status = int(pfn % REGION == 0 and entry.subpage_count != 0)
-        high = (
-            entry.assigned + (entry.page_size << 8) + (status << 9) + (entry.immutable << 16) + (entry.asid << 32)
-        )
+        high = entry.assigned + (entry.page_size << 8) + (status << 9) + (entry.immutable << 16) + (entry.asid << 32)
         return RmpRead(SUCCESS, entry.gpa_frame << 12, high)
 
     # -- what all share -----------------------------------------------------------------------
@@ -253,9 +251,9 @@ class SnpInstructions:
     def _enabled(self, user: bool) -> RmpTable:
         """Row 0: #UD without SNP, then #GP outside CPL 0."""
         if self._table is None:
-            raise InstructionFault(UNDEFINED_OPCODE)
+            raise FaultError(UNDEFINED_OPCODE)
         if user:
-            raise InstructionFault(GENERAL_PROTECTION)
+            raise FaultError(GENERAL_PROTECTION)
         return self._table
 
     def _frame(self, pa: int) -> int:

@@ -126,6 +126,8 @@ class SnpHost:
         return Looked(0, self._table.read(pfn).assigned, level)
 
     def dump_rmpentry(self, pfn: int) -> None:
+        if not self._journal.listening:
+            return
         looked = self.snp_lookup_rmpentry(pfn)
         # A failed lookup: one line with the error.
         if self._table is None or looked.errno != 0:

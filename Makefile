@@ -1,0 +1,30 @@
+# make demo   set up, and replay a guest's life on a real SNP host with both implementations
+# make test   set up, and run the tests
+# make bench  set up, and time the hot paths beside their limits
+#
+# Needs Python 3.11 or later (with venv), a C compiler and make; everything else is installed into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+SOURCES := pyproject.toml setup.py $(shell find include csrc src -name '*.[chd]' -o -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd')
+
+.PHONY: demo test bench clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/rmpcore run examples/traces/one-guest.trace --map examples/maps/dell-r6515-epyc7513-256g-snp.json --check
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -q tests
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -q bench
+
+$(VENV)/installed: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "rmpcore needs Python 3.11 or later; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info src/rmpcore/_native.c

@@ -1,0 +1,40 @@
+"""The native machine: the C core on sparse memory, as a Python class."""
+
+import numpy as np
+import numpy.typing as npt
+
+from rmpcore.maps import MachineMap
+from rmpcore.ops import Op, Result
+from rmpcore.state import State
+
+def op_table() -> dict[int, tuple[str, int]]:
+    """The C core's own list of ops: {code: (name, flag bits)}."""
+
+class NativeMachine:
+    """A machine on the C core; see rmpcore.machine.MachineLike for what each method does.
+
+    Calls on one machine from several threads wait for each other.
+    """
+
+    def __init__(
+        self,
+        map: MachineMap,
+        *,
+        kernel: str = "6.12",
+        hardware: str = "milan",
+        switches: dict[str, int] | None = None,
+        state: State | None = None,
+    ) -> None: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def map(self) -> MachineMap: ...
+    @property
+    def kernel(self) -> str: ...
+    def apply(self, op: Op) -> Result: ...
+    def run(self, ops: npt.NDArray[np.void]) -> npt.NDArray[np.void]: ...
+    def state(self) -> State: ...
+    def record_events(self, on: bool) -> None: ...
+    def take_events(self) -> npt.NDArray[np.void]: ...
+    def read_rmp(self, pfn: int) -> tuple[int, int]: ...
+    def write_rmp(self, pfn: int, lo: int, hi: int) -> None: ...

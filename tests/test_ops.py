@@ -1,0 +1,492 @@
+"""The op list: text form, records, refusals, and the bulk form against single ops."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import HOLE, SMALL, SMALL_LA57, SNP, U64, Host, record
+
+from rmpcore.machine import Machine, MachineLike
+from rmpcore.ops import (
+    BY_CODE,
+    EVENT_DTYPE,
+    OP_DTYPE,
+    OPS,
+    RESULT_DTYPE,
+    Kind,
+    Op,
+    OpCode,
+    OpError,
+    OpFlag,
+    OpSpec,
+    Refusal,
+    Result,
+    format_op,
+    format_result,
+    make_op,
+    pack_ops,
+    parse_op,
+    unpack_ops,
+    unpack_results,
+)
+
+FIELD_BITS = {"level": 8, "id": 32, "addr": 64, "gpa": 64, "count": 64}
+
+
+def ops_of(spec: OpSpec) -> st.SearchStrategy[Op]:
+    """All ops of one kind, over the whole range of each argument."""
+    values = {
+        arg.name: st.integers(0, 1 if arg.bit else (1 << FIELD_BITS[arg.field]) - 1)
+        if arg.default is None
+        else st.integers(0, 1 if arg.bit else (1 << FIELD_BITS[arg.field]) - 1) | st.just(arg.default)
+        for arg in spec.args
+    }
+    return st.fixed_dictionaries(values).map(lambda args: make_op(spec.name, **args))
+
+
+ANY_OP = st.one_of([ops_of(spec) for spec in OPS])
+ANY_RECORD = st.builds(
+    Op,
+    op=st.integers(0, 0xFFFF),
+    level=st.integers(0, 0xFF),
+    flags=st.integers(0, 0xFF),
+    id=st.integers(0, 0xFFFF_FFFF),
+    addr=st.integers(0, U64),
+    gpa=st.integers(0, U64),
+    count=st.integers(0, U64),
+)
+
+
+# text
+
+
+@given(ANY_OP)
+def test_text_round_trip(op: Op) -> None:
+    """design "text form": every op reads back as it was written."""
+    assert parse_op(format_op(op)) == op
+    assert parse_op(str(op)) == op
+
+
+@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
+def test_every_op_has_a_text(spec: OpSpec) -> None:
+    """The name comes first, each argument once."""
+    op = make_op(spec.name, **{arg.name: 1 for arg in spec.args})
+    words = format_op(op).split()
+    assert words[0] == spec.name
+    assert len({word.split("=")[0] for word in words[1:]}) == len(words) - 1
+
+
+@pytest.mark.parametrize(
+    ("text", "op"),
+    [
+        (
+            "rmp_make_private pfn=0x120000 gpa=0x1000 level=4K asid=5 immutable=0",
+            Op(OpCode.rmp_make_private, level=1, id=5, addr=0x120000, gpa=0x1000),
+        ),
+        ("rmp_make_private pfn=1 gpa=2 level=2M asid=3 immutable=1", Op(5, 2, OpFlag.IMMUTABLE, 3, 1, 2)),
+        ("rmp_make_shared pfn=512 level=2", Op(7, level=2, addr=512)),
+        ("PSMASH pa=0x200000", Op(2, addr=0x200000)),
+        ("PSMASH pa=0x200000 guest=1 user=1", Op(2, flags=OpFlag.GUEST | OpFlag.USER, addr=0x200000)),
+        ("psmash pfn=0x200", Op(8, addr=0x200)),
+        (
+            "RMPUPDATE pa=0x1000 gpa=0x2000 assigned=1 size=2M asid=7 reserved=0x100",
+            Op(1, flags=OpFlag.ASSIGNED | OpFlag.SIZE_2M, id=7, addr=0x1000, gpa=0x2000, count=0x100),
+        ),
+        ("RMPUPDATE pa=0 gpa=0 assigned=0 size=4K asid=0", Op(1)),
+        ("set_direct_map_valid_noflush pfn=7 pages=3 valid=1", Op(17, flags=OpFlag.VALID, addr=7, count=3)),
+        ("inject code=4", Op(18, id=4, count=1)),
+        ("inject code=4 count=1000", Op(18, id=4, count=1000)),
+        ("fail_alloc", Op(19, count=1)),
+        ("fail_alloc skip=2 count=0", Op(19, addr=2, count=0)),
+        ("  lookup   pfn=0b101  ", Op(13, addr=5)),
+    ],
+)
+def test_reading(text: str, op: Op) -> None:
+    """Examples of the text form, with defaults, levels by name, other number bases."""
+    assert parse_op(text) == op
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RMPUPDAT pa=0",
+        "psmash",
+        "psmash pfn",
+        "psmash pfn=",
+        "psmash pfn=x",
+        "psmash pfn=-1",
+        "psmash pfn=0x10000000000000000",
+        "psmash pfn=1 pfn=2",
+        "psmash pfn=1 level=4K",
+        "psmash pfn=1.5",
+        "rmp_make_shared pfn=1",
+        "rmp_make_shared pfn=1 level=4k",
+        "rmp_make_shared pfn=1 level=256",
+        "rmp_make_private pfn=1 gpa=0 level=4K asid=0x100000000",
+        "rmp_make_private pfn=1 gpa=0 level=4K asid=1 immutable=2",
+        "RMPUPDATE pa=0 gpa=0 assigned=0 size=1 asid=0",
+        "RMPUPDATE pa=0 gpa=0 assigned=0 size=1G asid=0",
+        "set_direct_map_valid_noflush pfn=1 pages=1",
+    ],
+)
+def test_text_that_says_nothing(text: str) -> None:
+    """Unknown op or argument, missing, doubled, out of range: OpError."""
+    with pytest.raises(OpError):
+        parse_op(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("nonsense", {}),
+        ("psmash", {}),
+        ("psmash", {"pfn": 1, "level": 1}),
+        ("psmash", {"pfn": -1}),
+        ("psmash", {"pfn": 1 << 64}),
+        ("rmp_make_private", {"pfn": 0, "gpa": 0, "level": 1, "asid": 0, "immutable": 2}),
+    ],
+)
+def test_make_op_refuses(name: str, args: dict[str, int]) -> None:
+    """The same for ops built by name."""
+    with pytest.raises(OpError):
+        make_op(name, **args)
+
+
+@pytest.mark.parametrize(
+    ("op", "result", "text"),
+    [
+        (make_op("psmash", pfn=0), Result(0), "= 0"),
+        (make_op("psmash", pfn=0), Result(-14), "= -14"),
+        (make_op("psmash", pfn=0), Result(3), "= 3 FAIL_INUSE"),
+        (make_op("PSMASH", pa=0), Result(4, Kind.CODE), "= 4 FAIL_OVERLAP"),
+        (make_op("PSMASH", pa=0), Result(6, Kind.FAULT), "= #UD"),
+        (make_op("PSMASH", pa=0), Result(13, Kind.FAULT), "= #GP"),
+        (make_op("snp_lookup_rmpentry", pfn=0), Result(0, level=2, flags=1), "= 0 assigned=1 level=2M"),
+        (make_op("snp_lookup_rmpentry", pfn=0), Result(-19), "= -19"),
+        (make_op("lookup", pfn=0), Result(0), "= 0 none"),
+    ],
+)
+def test_results_in_words(op: Op, result: Result, text: str) -> None:
+    """design: "= 0", "= -14", "= 4 FAIL_OVERLAP" ..."""
+    assert format_result(op, result) == text
+
+
+# records
+
+
+def test_record_layout() -> None:
+    """The bulk form has fixed sizes, the same as in C: 32, 24 and 32 bytes, little-endian, no holes."""
+    assert (OP_DTYPE.itemsize, RESULT_DTYPE.itemsize, EVENT_DTYPE.itemsize) == (32, 24, 32)
+    op = Op(0x0102, 0x03, 0x04, 0x05060708, 0x1112131415161718, 0x2122232425262728, 0x3132333435363738)
+    assert pack_ops([op]).tobytes().hex() == (
+        "0201" + "03" + "04" + "08070605" + "1817161514131211" + "2827262524232221" + "3837363534333231"
+    )
+
+
+@given(st.lists(ANY_RECORD, max_size=20))
+def test_pack_unpack(ops: list[Op]) -> None:
+    """Records go through the array form unchanged, known ops or not."""
+    array = pack_ops(ops)
+    assert array.dtype == OP_DTYPE and len(array) == len(ops)
+    assert list(unpack_ops(array)) == ops
+
+
+@given(st.lists(st.builds(Result, st.integers(-200, 255), st.integers(0, 4), value=st.integers(0, U64)), max_size=9))
+def test_unpack_results(results: list[Result]) -> None:
+    """The same for results."""
+    array = np.array([tuple(result) for result in results], dtype=RESULT_DTYPE)
+    assert list(unpack_results(array)) == results
+
+
+# refusals
+
+
+def refused(machine: MachineLike, op: Op) -> Refusal | None:
+    """Why an op is refused; ``None`` if it is not.  A refusal leaves the state alone and gives no event."""
+    before = machine.state()
+    machine.take_events()
+    result = machine.apply(op)
+    if result.kind != Kind.REFUSED:
+        return None
+    assert result == Result(result.ret, Kind.REFUSED)
+    assert machine.state() == before
+    assert len(machine.take_events()) == 0
+    return Refusal(result.ret)
+
+
+@pytest.mark.parametrize("code", [0, 20, 21, 255, 256, 0xFFFF])
+def test_unknown_ops(backend: str, code: int) -> None:
+    """A record with an unknown op: BAD_OP."""
+    assert code not in BY_CODE
+    host = Host(backend, SNP)
+    assert refused(host.machine, record(code)) is Refusal.BAD_OP
+    assert refused(host.machine, record(code, addr=5, flags=0xFF)) is Refusal.BAD_OP
+
+
+GOOD = {
+    "RMPUPDATE": {"pa": 0x201000, "gpa": 0, "assigned": 1, "size": 0, "asid": 5},
+    "PSMASH": {"pa": 0x200000},
+    "RMPREAD": {"pa": 0x200000},
+    "rmpupdate": {"pfn": 0x201, "gpa": 0, "assigned": 1, "size": 0, "asid": 5},
+    "rmp_make_private": {"pfn": 0x201, "gpa": 0, "level": 1, "asid": 5},
+    "rmp_make_firmware": {"pfn": 0x202, "level": 1},
+    "rmp_make_shared": {"pfn": 0x203, "level": 1},
+    "psmash": {"pfn": 0x200},
+    "snp_lookup_rmpentry": {"pfn": 0x201},
+    "adjust_direct_map": {"pfn": 0x401, "level": 1},
+    "dump_rmpentry": {"pfn": 0x201},
+    "snp_leak_pages": {"pfn": 0x201, "pages": 1},
+    "lookup": {"pfn": 0x201},
+    "set_memory_4k": {"pfn": 0x601, "pages": 1},
+    "set_direct_map_invalid_noflush": {"pfn": 0x601},
+    "set_direct_map_default_noflush": {"pfn": 0x601},
+    "set_direct_map_valid_noflush": {"pfn": 0x601, "pages": 1, "valid": 0},
+    "inject": {"code": 3},
+    "fail_alloc": {},
+}
+
+
+@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
+def test_fields_that_an_op_does_not_use(backend: str, spec: OpSpec) -> None:
+    """A flag bit outside the op's mask, or a non-zero field that it does not use: BAD_ARGUMENT; without them it is
+    taken."""
+    host = Host(backend, SNP, kernel="7.3")
+    good = make_op(spec.name, **GOOD[spec.name])
+    for bit in range(8):
+        if not spec.flag_mask & 1 << bit:
+            bad = good._replace(flags=good.flags | 1 << bit)
+            assert refused(host.machine, bad) is Refusal.BAD_ARGUMENT, bit
+    for field in set(FIELD_BITS) - {arg.field for arg in spec.args}:
+        for value in (1, (1 << FIELD_BITS[field]) - 1):
+            bad = good._replace(**{field: value})
+            assert refused(host.machine, bad) is Refusal.BAD_ARGUMENT, field
+    assert refused(host.machine, good) is None
+
+
+VALID = make_op("set_direct_map_valid_noflush", **GOOD["set_direct_map_valid_noflush"])
+HOST_LAYER = [
+    "rmpupdate",
+    "rmp_make_private",
+    "rmp_make_firmware",
+    "rmp_make_shared",
+    "psmash",
+    "snp_lookup_rmpentry",
+    "adjust_direct_map",
+    "dump_rmpentry",
+    "snp_leak_pages",
+]
+
+
+@pytest.mark.parametrize(("kernel", "exists"), [("6.1", False), ("6.12", False), ("6.13", True), ("7.3", True)])
+def test_valid_noflush_from_6_13(backend: str, kernel: str, exists: bool) -> None:
+    """direct-map §10: set_direct_map_valid_noflush from 6.13: BAD_OP before."""
+    reason = refused(Host(backend, SNP, kernel=kernel).machine, VALID)
+    assert reason is (None if exists else Refusal.BAD_OP)
+
+
+@pytest.mark.parametrize("name", HOST_LAYER)
+@pytest.mark.parametrize(("kernel", "exists"), [("6.1", False), ("6.6", False), ("6.8", False), ("6.9", True)])
+def test_host_layer_from_6_9(backend: str, name: str, kernel: str, exists: bool) -> None:
+    """direct-map §10: the SNP host layer from 6.9: BAD_OP before, with or without an RMP."""
+    for map_ in (SNP, SMALL):
+        host = Host(backend, map_, kernel=kernel)
+        reason = refused(host.machine, make_op(name, **GOOD[name]))
+        assert reason is (None if exists else Refusal.BAD_OP)
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in OPS if spec.name not in (*HOST_LAYER, VALID.op.name)])  # type: ignore[attr-defined]
+def test_other_ops_exist_in_6_1(backend: str, name: str) -> None:
+    """direct-map §10: everything else is in the base."""
+    host = Host(backend, SNP, kernel="6.1")
+    assert refused(host.machine, make_op(name, **GOOD[name])) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "count", "reason"),
+    [
+        (0, 1, None),
+        (255, 1, None),
+        (256, 1, Refusal.BAD_ARGUMENT),
+        (0xFFFF_FFFF, 1, Refusal.BAD_ARGUMENT),
+        (4, 0, Refusal.BAD_ARGUMENT),
+        (4, 1 << 20, None),
+        (4, (1 << 20) + 1, Refusal.BAD_ARGUMENT),
+        (4, U64, Refusal.BAD_ARGUMENT),
+    ],
+)
+def test_inject_limits(backend: str, code: int, count: int, reason: Refusal | None) -> None:
+    """inject: code 0..255, count 1..2**20."""
+    assert refused(Host(backend, SNP).machine, make_op("inject", code=code, count=count)) is reason
+
+
+def test_inject_queue(backend: str) -> None:
+    """inject: 64 runs wait at most; one that is used up makes room."""
+    host = Host(backend, SNP)
+    for number in range(64):
+        assert host.call("inject", code=number, count=1 + number % 2) == 0
+    one_more = make_op("inject", code=9, count=1)
+    assert refused(host.machine, one_more) is Refusal.QUEUE_FULL
+    assert host.state().inject == tuple((number, 1 + number % 2) for number in range(64))
+    host.update(0x201)
+    assert refused(host.machine, one_more) is None
+    assert host.state().inject[-1] == (9, 1)
+    assert len(host.state().inject) == 64
+    assert refused(host.machine, one_more) is Refusal.QUEUE_FULL
+    host.update(0x201)
+    assert refused(host.machine, one_more) is Refusal.QUEUE_FULL  # the run (1, 2) has one left
+
+
+def test_inject_without_an_rmp(backend: str) -> None:
+    """inject is a control of the model: it can be given before there is anything to inject into."""
+    host = Host(backend, SMALL)
+    assert host.call("inject", code=4, count=3) == 0
+    assert host.state().inject == ((4, 3),)
+
+
+@pytest.mark.parametrize(("map_", "limit"), [(SMALL, 1 << 34), (SMALL_LA57, 1 << 40)])
+def test_direct_map_ops_stay_in_the_area(backend: str, map_: object, limit: int) -> None:
+    """pfn + pages beyond the direct map's area: BAD_ARGUMENT; right at its end: not."""
+    host = Host(backend, map_, kernel="7.3")  # type: ignore[arg-type]
+    for name in ("lookup", "set_direct_map_invalid_noflush", "set_direct_map_default_noflush"):
+        assert refused(host.machine, make_op(name, pfn=limit - 1)) is None
+        assert refused(host.machine, make_op(name, pfn=limit)) is Refusal.BAD_ARGUMENT
+        assert refused(host.machine, make_op(name, pfn=U64)) is Refusal.BAD_ARGUMENT
+    for name, more in (("set_memory_4k", {}), ("set_direct_map_valid_noflush", {"valid": 1})):
+        assert refused(host.machine, make_op(name, pfn=limit - 2, pages=2, **more)) is None
+        assert refused(host.machine, make_op(name, pfn=limit, pages=0, **more)) is None
+        for pfn, pages in ((limit - 1, 2), (limit, 1), (limit + 1, 0), (U64, 1), (1, U64), (U64, U64)):
+            op = make_op(name, pfn=pfn, pages=pages, **more)
+            assert refused(host.machine, op) is Refusal.BAD_ARGUMENT, op
+
+
+@given(ops=st.lists(ANY_RECORD | ANY_OP, min_size=1, max_size=8))
+@pytest.mark.parametrize("fixed_backend", ["native", "oracle"])
+def test_no_record_breaks_a_machine(fixed_backend: str, ops: list[Op]) -> None:
+    """apply() never raises for what an op says; huge ranges of pages end early or are refused."""
+    machine = Machine(SNP, kernel="7.3", backend=fixed_backend)
+    for op in ops:
+        known = op.op in (OpCode.set_memory_4k, OpCode.set_direct_map_valid_noflush, OpCode.snp_leak_pages)
+        if known and op.count > 4096:
+            op = op._replace(count=op.count % 4096)
+        assert Kind(machine.apply(op).kind) in Kind
+
+
+# bulk
+
+
+def trace(seed: int, length: int) -> list[Op]:
+    """Ops of all kinds around a few frames, some of them refused."""
+    rng = random.Random(seed)
+    frames = [0x1FF, 0x200, 0x201, 0x3FF, 0x400, 0x401, 0x600, 0x3FFF, 0x4000, 0x8000, 0xFC00]
+    ops = []
+    for _ in range(length):
+        spec = rng.choice(OPS)
+        args: dict[str, int] = {}
+        for arg in spec.args:
+            if arg.name in ("pfn", "pa"):
+                args[arg.name] = rng.choice(frames) << (12 if arg.name == "pa" else 0)
+            elif arg.bit:
+                args[arg.name] = rng.randrange(2) if arg.name not in ("guest", "user") else int(rng.random() < 0.05)
+            else:
+                args[arg.name] = {
+                    "level": lambda: rng.choice((1, 1, 2, 2, 3)),
+                    "pages": lambda: rng.choice((0, 1, 2, 512, 513)),
+                    "gpa": lambda: rng.randrange(1 << 20) << 12,
+                    "asid": lambda: rng.choice((0, 5, 5, 6, 0x400)),
+                    "reserved": lambda: 0,
+                    "code": lambda: rng.choice((0, 3, 4)),
+                    "count": lambda: rng.choice((0, 1, 2)),
+                    "skip": lambda: rng.choice((0, 1, 5)),
+                }[arg.name]()
+        ops.append(make_op(spec.name, **args))
+        if rng.random() < 0.02:
+            ops.append(ops[-1]._replace(flags=0xFF))
+    return ops
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_run_is_apply_many_times(backend: str, seed: int) -> None:
+    """run() gives the results of apply(), the same state and the same events."""
+    ops = trace(seed, 400)
+    single, bulk = Host(backend, SNP, kernel="7.3"), Host(backend, SNP, kernel="7.3")
+    results = [single.machine.apply(op) for op in ops]
+    array = bulk.machine.run(pack_ops(ops))
+    assert array.dtype == RESULT_DTYPE
+    assert list(unpack_results(array)) == results
+    assert {Kind(result.kind) for result in results} >= {Kind.KERNEL, Kind.CODE, Kind.FAULT, Kind.REFUSED}
+    assert bulk.state() == single.state()
+    assert bulk.events() == single.events()
+
+
+def test_run_in_pieces(backend: str) -> None:
+    """run() of a trace in two pieces is run() of the whole; an empty one does nothing."""
+    ops = pack_ops(trace(99, 300))
+    whole, pieces = Host(backend, SNP), Host(backend, SNP)
+    expected = whole.machine.run(ops)
+    assert len(pieces.machine.run(ops[:0])) == 0
+    got = np.concatenate([pieces.machine.run(ops[:123]), pieces.machine.run(ops[123:])])
+    assert got.tobytes() == expected.tobytes()
+    assert pieces.state() == whole.state()
+
+
+def test_run_takes_a_view(backend: str) -> None:
+    """An array that is not contiguous, or read-only, is an array of records all the same."""
+    ops = pack_ops(trace(5, 200))
+    straight = Host(backend, SNP).machine.run(np.ascontiguousarray(ops[::2]))
+    frozen = ops.copy()
+    frozen.setflags(write=False)
+    assert Host(backend, SNP).machine.run(frozen[::2]).tobytes() == straight.tobytes()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(3, dtype=np.uint64),
+        np.zeros(3, dtype=RESULT_DTYPE),
+        np.zeros((2, 2), dtype=OP_DTYPE),
+        np.zeros(32, dtype=np.uint8),
+        [tuple(make_op("lookup", pfn=0))],
+        None,
+    ],
+    ids=["u64", "results", "2d", "bytes", "list", "none"],
+)
+def test_run_of_something_else(backend: str, array: object) -> None:
+    """run() of another array: TypeError."""
+    machine = Host(backend, SNP).machine
+    with pytest.raises(TypeError):
+        machine.run(array)  # type: ignore[arg-type]
+
+
+# events, properties
+
+
+def test_events_are_off_at_first(backend: str) -> None:
+    """Events are collected from record_events(True) on; turning it off drops what was collected."""
+    machine = Machine(SNP, backend=backend)
+    op = make_op("rmp_make_private", pfn=0x401, gpa=0, level=1, asid=5)
+    machine.apply(op)
+    assert len(machine.take_events()) == 0
+    machine.record_events(True)
+    machine.apply(op)
+    events = machine.take_events()
+    assert events.dtype == EVENT_DTYPE and len(events) == 1
+    assert len(machine.take_events()) == 0
+    machine.apply(op)
+    machine.record_events(False)
+    assert len(machine.take_events()) == 0
+    machine.apply(op)
+    machine.record_events(True)
+    assert len(machine.take_events()) == 0
+
+
+def test_what_a_machine_says_of_itself(backend: str) -> None:
+    """The interface: backend, map and kernel profile by name."""
+    machine = Machine(HOLE, backend=backend, kernel="6.12.95+deb12-amd64")
+    assert machine.backend == backend
+    assert machine.map == HOLE
+    assert machine.kernel == "6.12"
+    assert isinstance(machine, MachineLike)
