@@ -59,7 +59,7 @@ struct bench *bench_new(uint64_t gib)
     b->ranges[0] = (struct rmpc_range){b->arena.base, ARENA, NULL};
     b->ranges[1] = (struct rmpc_range){b->size, rmp_size, NULL};
     for (int i = 0; i < 2; i++) {
-        if (rmpc_sparse_map(&b->ranges[i]) != RMPC_OK)
+        if (rmpc_sparse_map(&b->ranges[i], true) != RMPC_OK)
             return NULL;
         memset(b->ranges[i].host, 0, (size_t)b->ranges[i].size);
     }

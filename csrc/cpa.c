@@ -204,7 +204,13 @@ static bool change_large(struct run *run, uint64_t *entry, uint64_t va, int leve
     return true;
 }
 
-/* Change up to `pages` pages at va that one leaf maps.
+/* Do small pages have to be handed to change_aliases() one by one?  Only the image's frames have aliases. */
+static bool needs_alias_pages(const struct run *run)
+{
+    return run->check_aliases && run->dmap->config.image.text;
+}
+
+/* Change up to `pages` pages at va that one large leaf, or one table of small ones, maps.
  *   done, pfn  how many pages that were, and the first one's frame */
 static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *done, uint64_t *pfn)
 {
@@ -223,10 +229,15 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
             *pfn = (va - dmap->config.page_offset) >> RMPC_PAGE_SHIFT;
             return 0;
         }
-        if (walk.level == 1) { /* step 2 */
+        if (walk.level == 1) { /* step 2, for as many pages of this table as can go together */
+            uint64_t together = needs_alias_pages(run) ? 1 : TABLE_ENTRIES - rmpc_table_index(va, 1);
+            uint64_t n = 0;
             *pfn = rmpc_pte_address(*walk.entry, 1, c_bit) >> RMPC_PAGE_SHIFT;
-            *done = 1;
-            change_small(run, walk.entry, va);
+            do {
+                change_small(run, &walk.entry[n], va + (n << RMPC_PAGE_SHIFT));
+                n++;
+            } while (n < pages && n < together && walk.entry[n]);
+            *done = n;
             return 0;
         }
         offset = va & (rmpc_level_size(walk.level) - 1);

@@ -61,7 +61,9 @@ def test_busy_entry_of_the_firmware() -> None:
     assert "busy" in asid.meaning
 
 
-@pytest.mark.parametrize(("byte", "text"), [(0, "-----"), (0x0F, "rwux-"), (0x1F, "rwuxs"), (0x05, "r-u--"), (0x81, "r----+0x80")])
+@pytest.mark.parametrize(
+    ("byte", "text"), [(0, "-----"), (0x0F, "rwux-"), (0x1F, "rwuxs"), (0x05, "r-u--"), (0x81, "r----+0x80")]
+)
 def test_permission_letters(byte: int, text: str) -> None:
     assert permissions(byte) == text
 

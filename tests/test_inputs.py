@@ -21,7 +21,12 @@ MACHINES = sorted([*(ROOT / "examples/maps").glob("*.json"), *(ROOT / "tests/dat
 MILAN = ROOT / "examples/maps/dell-r6515-epyc7513-256g-snp.json"
 OLD_NAMES = {"usable": "usable", "reserved": "reserved", "acpi": "ACPI data", "nvs": "ACPI NVS"}
 NEW_NAMES = {"usable": "System RAM", "reserved": "device reserved", "acpi": "ACPI data", "nvs": "ACPI NVS"}
-IOMEM_NAMES = {"usable": "System RAM", "reserved": "Reserved", "acpi": "ACPI Tables", "nvs": "ACPI Non-volatile Storage"}
+IOMEM_NAMES = {
+    "usable": "System RAM",
+    "reserved": "Reserved",
+    "acpi": "ACPI Tables",
+    "nvs": "ACPI Non-volatile Storage",
+}
 
 
 def rows_of(path: Path) -> list[tuple[int, int, str]]:
@@ -33,11 +38,18 @@ def rows_of(path: Path) -> list[tuple[int, int, str]]:
 def log_of(path: Path, prefix: str = "", names: dict[str, str] = OLD_NAMES) -> str:
     gap = "" if names is OLD_NAMES else " "
     lines = [f"{prefix}BIOS-e820: [mem {a:#018x}-{b:#018x}] {gap}{names[kind]}" for a, b, kind in rows_of(path)]
-    return "\n".join([f"{prefix}BIOS-provided physical RAM map:", *lines, f"{prefix}NX (Execute Disable) protection: active"])
+    return "\n".join(
+        [f"{prefix}BIOS-provided physical RAM map:", *lines, f"{prefix}NX (Execute Disable) protection: active"]
+    )
 
 
 def same_memory(one: MachineMap, other: MachineMap) -> bool:
-    return (one.e820, one.memory, one.reserved, one.max_pfn) == (other.e820, other.memory, other.reserved, other.max_pfn)
+    return (one.e820, one.memory, one.reserved, one.max_pfn) == (
+        other.e820,
+        other.memory,
+        other.reserved,
+        other.max_pfn,
+    )
 
 
 def refusal(call: Callable[..., Any], *args: Any) -> str:
@@ -145,7 +157,13 @@ def test_options_of_a_map() -> None:
         ({"e820": [["0xfffffffffffff000", "0x2000", 2]]}, "map: e820[0][1]: 0x2000 is outside 0x1..0x1000"),
         ({"e820": [["0x0", "0x1000", "usable"]]}, "map: there is no usable memory"),
         (
-            {"e820": [["0x0", "0x9f000", "usable"], ["0x100000", "0x1000000", "usable"], ["0x200000", "0x1000", "reserved"]]},
+            {
+                "e820": [
+                    ["0x0", "0x9f000", "usable"],
+                    ["0x100000", "0x1000000", "usable"],
+                    ["0x200000", "0x1000", "reserved"],
+                ]
+            },
             "map: e820 row 0x200000-0x200fff (type 2, e820[2]) overlaps 0x100000-0x10fffff (type 1, e820[1])",
         ),
         ({"rmp": "none"}, "map: rmp: is not an object"),
@@ -188,7 +206,9 @@ def test_number_of_a_million_digits_is_refused() -> None:
 # --- kernel logs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["", "[    0.000000] ", "May 04 12:22:28 host kernel: ", "<6>[    0.000000][    T0] "])
+@pytest.mark.parametrize(
+    "prefix", ["", "[    0.000000] ", "May 04 12:22:28 host kernel: ", "<6>[    0.000000][    T0] "]
+)
 @pytest.mark.parametrize("names", [OLD_NAMES, NEW_NAMES], ids=["old", "new"])
 @pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)
 def test_log_of_a_machine(path: Path, prefix: str, names: dict[str, str]) -> None:
@@ -267,7 +287,7 @@ BIOS-e820: [mem 0x0000010000000000-0x000001002fffffff] unusable
         ),
         ("BIOS-e820: [mem 0x0-0xfff] usable\n", "log: there is no usable memory"),
     ],
-)  # fmt: skip
+)
 def test_refused_logs(text: str, reason: str) -> None:
     assert refusal(map_from_log, text) == reason
 
@@ -318,10 +338,13 @@ def test_iomem_read_without_root() -> None:
     [
         ("00001000-0009fbff : System RAM\nhello\n", "iomem:2: not a line of /proc/iomem"),
         ("00001000-0009fbff : PCI Bus 0000:00\n", "iomem: no memory in it"),
-        ("00100000-001fffff : System RAM\n00180000-0027ffff : Reserved\n", "iomem:2: e820 row 0x180000-0x27ffff (type 2, line 2) overlaps 0x100000-0x1fffff (type 1, line 1)"),
+        (
+            "00100000-001fffff : System RAM\n00180000-0027ffff : Reserved\n",
+            "iomem:2: e820 row 0x180000-0x27ffff (type 2, line 2) overlaps 0x100000-0x1fffff (type 1, line 1)",
+        ),
         ("00100000-000fffff : System RAM\n", "iomem:1: range 0x100000-0xfffff ends before it starts"),
     ],
-)  # fmt: skip
+)
 def test_refused_iomem(text: str, reason: str) -> None:
     assert refusal(map_from_iomem, text) == reason
 
@@ -375,9 +398,13 @@ def test_firmware_rules_give_what_real_kernels_had(path: Path) -> None:
         ("symbols", {}, "r: symbols: _text is missing"),
         ("machine", {"paging_levels": 6}, "r: machine.paging_levels: 0x6 is outside 0x4..0x5"),
         ("cachemode2pte", ["0x0"], "r: cachemode2pte: has 1 elements, not 6 or more"),
-        ("e820", [["0x0", "0x2000", 1], ["0x1000", "0x1000", 2]], "r: e820 row 0x1000-0x1fff (type 2) overlaps the row before it"),
+        (
+            "e820",
+            [["0x0", "0x2000", 1], ["0x1000", "0x1000", 2]],
+            "r: e820 row 0x1000-0x1fff (type 2) overlaps the row before it",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refused_recordings(key: str, value: Any, reason: str) -> None:
     recording = json.loads((ROOT / "tests/data/golden/6.1_pc-1g_boot.json").read_text(encoding="utf-8"))
     recording[key] = value
@@ -407,12 +434,18 @@ def test_log_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     ("data", "reason"),
     [
         (b"", ": not a machine map: neither JSON, nor a kernel log with BIOS-e820 lines, nor /proc/iomem"),
-        (b"psmash pfn=1\n", ": not a machine map: neither JSON, nor a kernel log with BIOS-e820 lines, nor /proc/iomem"),
+        (
+            b"psmash pfn=1\n",
+            ": not a machine map: neither JSON, nor a kernel log with BIOS-e820 lines, nor /proc/iomem",
+        ),
         (b"ok\n\xff\n", ":2: not UTF-8"),
-        (b'{"format": "rmpcore-rmp-ranges"}', ": format: is 'rmpcore-rmp-ranges', not 'rmpcore-machine-map' or 'rmpcore-kernel-capture'"),
+        (
+            b'{"format": "rmpcore-rmp-ranges"}',
+            ": format: is 'rmpcore-rmp-ranges', not 'rmpcore-machine-map' or 'rmpcore-kernel-capture'",
+        ),
         (b"{}", ": format is missing"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_map(tmp_path: Path, data: bytes, reason: str) -> None:
     path = tmp_path / "x"
     path.write_bytes(data)
@@ -435,10 +468,15 @@ VALID = {
     "recording": (ROOT / "tests/data/golden/6.1_pc-1g_boot.json").read_text(encoding="utf-8"),
 }
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats() | st.text(max_size=8) | st.sampled_from(["0x0", "0x1000", "usable"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 70), 1 << 70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["0x0", "0x1000", "usable"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 def read_or_refuse(reader: Callable[[str, str], MachineMap], text: str) -> None:
@@ -460,7 +498,11 @@ def test_any_bytes_are_a_map_or_refused(tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("kind", READERS)
-@given(place=st.floats(0, 1), size=st.integers(0, 4), insert=st.text(alphabet="0123456789abcdefx-:[]{},\"' \n\0é", max_size=4))
+@given(
+    place=st.floats(0, 1),
+    size=st.integers(0, 4),
+    insert=st.text(alphabet="0123456789abcdefx-:[]{},\"' \n\0é", max_size=4),
+)
 def test_a_changed_file_is_a_map_or_refused(kind: str, place: float, size: int, insert: str) -> None:
     text = VALID[kind]
     cut = int(place * len(text))

@@ -93,15 +93,21 @@ def test_dump_of_one_entry_after_the_dump_of_its_region() -> None:
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (Event(EventKind.RMPUPDATE, code=4, a=0x1000, b=1, c=2), "RMPUPDATE rax=0x1000 [0x0000000000000001 - 0x0000000000000002] = 4 FAIL_OVERLAP"),
+        (
+            Event(EventKind.RMPUPDATE, code=4, a=0x1000, b=1, c=2),
+            "RMPUPDATE rax=0x1000 [0x0000000000000001 - 0x0000000000000002] = 4 FAIL_OVERLAP",
+        ),
         (Event(EventKind.PSMASH, a=0x200000), "PSMASH rax=0x200000 = 0"),
         (Event(EventKind.FLUSH_ALL), "flush all TLBs"),
         (Event(EventKind.FLUSH_PAGES, a=0x1000, b=3), "flush 3 pages from 0x1000"),
-        (Event(EventKind.SPLIT, level=3, a=0x40000000, b=0x1E3, c=0x5000), "split 1G leaf 0x00000000000001e3 at 0x40000000 into table 0x5000"),
+        (
+            Event(EventKind.SPLIT, level=3, a=0x40000000, b=0x1E3, c=0x5000),
+            "split 1G leaf 0x00000000000001e3 at 0x40000000 into table 0x5000",
+        ),
         (Event(EventKind.TABLE_ALLOC, level=2, a=0x5000), "table for 2M entries at 0x5000"),
         (Event(EventKind.ALLOC_FAIL, level=1), "no page for a table of 4K entries"),
     ],
-)  # fmt: skip
+)
 def test_what_the_kernel_does_not_log(event: Event, line: str) -> None:
     assert log(event, plain=True) == [line]
     assert log(event) == []

@@ -115,7 +115,10 @@ def test_results_in_words() -> None:
     results["ret"], results["kind"] = (0, 4), (0, 1)
     file = io.StringIO()
     write_results(file, ops, results)
-    assert file.getvalue() == "psmash pfn=0x200  = 0\nRMPUPDATE pa=0x0 gpa=0x0 assigned=0 size=2M asid=0  = 4 FAIL_OVERLAP\n"
+    assert (
+        file.getvalue()
+        == "psmash pfn=0x200  = 0\nRMPUPDATE pa=0x0 gpa=0x0 assigned=0 size=2M asid=0  = 4 FAIL_OVERLAP\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,11 @@ def same_or_refused(path: Path, data: bytes) -> Trace | None:
         return None
 
 
-@given(st.one_of(st.text(max_size=60), st.lists(WORDS, max_size=12).map(" ".join), st.lists(WORDS, max_size=12).map("".join)))
+@given(
+    st.one_of(
+        st.text(max_size=60), st.lists(WORDS, max_size=12).map(" ".join), st.lists(WORDS, max_size=12).map("".join)
+    )
+)
 @settings(max_examples=300)
 def test_any_text_is_an_op_or_refused(text: str) -> None:
     try:

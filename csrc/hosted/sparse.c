@@ -4,7 +4,7 @@
 
 #include <sys/mman.h>
 
-enum rmpc_status rmpc_sparse_map(struct rmpc_range *range)
+enum rmpc_status rmpc_sparse_map(struct rmpc_range *range, bool dense)
 {
     void *host = mmap(NULL, (size_t)range->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                       -1, 0);
@@ -12,9 +12,11 @@ enum rmpc_status rmpc_sparse_map(struct rmpc_range *range)
     range->host = NULL;
     if (host == MAP_FAILED)
         return RMPC_ERR_NOMEM;
-#ifdef MADV_NOHUGEPAGE
-    /* a huge page for each touched entry would make a scattered table 512 times as dear; failure is harmless */
-    (void)madvise(host, (size_t)range->size, MADV_NOHUGEPAGE);
+#if defined(MADV_HUGEPAGE) && defined(MADV_NOHUGEPAGE)
+    /* advice only: failure costs time or memory, nothing else */
+    (void)madvise(host, (size_t)range->size, dense ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+    (void)dense;
 #endif
     range->host = host;
     return RMPC_OK;

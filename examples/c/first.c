@@ -69,7 +69,7 @@ int main(void)
     enum rmpc_status status;
 
     for (int i = 0; i < 4; i++)
-        if ((status = rmpc_sparse_map(&ranges[i])) != RMPC_OK)
+        if ((status = rmpc_sparse_map(&ranges[i], i < 3)) != RMPC_OK)
             return fail("host memory", status);
     rmpc_pool_init(&pool);
     if ((status = rmpc_kernel_init(&config.kernel, 6, 12)) != RMPC_OK)

@@ -219,20 +219,19 @@ cdef class NativeMachine:
         # Host memory for RAM and, apart from it, for the RMP.
         cdef size_t i
         map = self._map  # noqa: A001
-        wanted = list(map.memory)
+        wanted = [(base, size, True) for base, size in map.memory]
         if map.rmp is not None:
             base, end = map.rmp
             if base <= end:
                 first = base // 4096 * 4096
-                wanted.append((first, (end // 4096 + 1) * 4096 - first))
+                wanted.append((first, (end // 4096 + 1) * 4096 - first, False))
         wanted.sort()
         self.ranges = <rmpc_range *>self._calloc(len(wanted), sizeof(rmpc_range))
-        for i, (base, size) in enumerate(wanted):
+        for i, (base, size, dense) in enumerate(wanted):
             self.ranges[i].base = base
             self.ranges[i].size = size
-        for i in range(<size_t>len(wanted)):
-            if rmpc_sparse_map(&self.ranges[i]) != RMPC_OK:
-                raise MachineError(f"no address space for {self.ranges[i].size:#x} bytes of simulated memory")
+            if rmpc_sparse_map(&self.ranges[i], dense) != RMPC_OK:
+                raise MachineError(f"no address space for {size:#x} bytes of simulated memory")
             self.range_count = i + 1
         self.memory = <rmpc_extent *>self._calloc(len(map.memory), sizeof(rmpc_extent))
         for i, (base, size) in enumerate(map.memory):

@@ -201,5 +201,5 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
     void rmpc_machine_run(rmpc_machine *machine, const rmpc_op *ops, size_t count, rmpc_result *results)
 
 cdef extern from "rmpcore/sparse.h" nogil:
-    rmpc_status rmpc_sparse_map(rmpc_range *range)
+    rmpc_status rmpc_sparse_map(rmpc_range *range, c_bool dense)
     void rmpc_sparse_unmap(rmpc_range *range)

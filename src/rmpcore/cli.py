@@ -1,7 +1,7 @@
 """The command line: ``rmpcore run``, ``rmpcore conform``, ``rmpcore decode``.
 
 Exit status 0: all is well.  1: the backends disagree, or a recording fails.  2: bad input, told in one line on
-stderr.  What is heavy (NumPy, the machines, rich) is imported by the command that needs it.
+stderr.
 """
 
 from __future__ import annotations
@@ -11,27 +11,31 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+import numpy as np
+
+from rmpcore.conform import Conformance, RecordingError
+from rmpcore.conform import conform as conform_file
+from rmpcore.decode import Field, decode_pte, decode_rmp_entry, describe_pte, describe_rmp_entry
+from rmpcore.inputs import load_map
+from rmpcore.klog import kernel_log
+from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike
+from rmpcore.maps import MachineMap, MapError
+from rmpcore.ops import LEVEL_NAMES, RESULT_DTYPE, Refusal, Result, format_result
+from rmpcore.replay import Disagreement, Lockstep, lockstep, outcomes, refused, replay
+from rmpcore.state import State, state_to_json
+from rmpcore.trace import Trace, TraceError, read_trace, write_results
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from rmpcore.conform import Conformance
-    from rmpcore.decode import Field
-    from rmpcore.machine import MachineLike
-    from rmpcore.maps import MachineMap
-    from rmpcore.replay import Disagreement
-    from rmpcore.state import State
-    from rmpcore.trace import Trace
-
-_BACKENDS = ("native", "oracle")
-_LEVELS = {"4K": 1, "2M": 2, "1G": 3, "512G": 4, "256T": 5}
+_LEVELS = {name: number for number, name in LEVEL_NAMES.items()}
 
 
 class BadInputError(click.ClickException):
@@ -52,8 +56,8 @@ class _Output:
         self._target = os.path.realpath(path)
         self._temporary: str | None = None
         try:
-            if os.path.exists(self._target) and not os.path.isfile(self._target):
-                self.file: TextIO = open(self._target, "w", encoding="utf-8")  # noqa: SIM115 - a pipe or a device
+            if os.path.exists(path) and not os.path.isfile(path):
+                self.file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115 - a pipe or a device
                 return
             if os.path.exists(self._target) and not os.access(self._target, os.W_OK):
                 raise PermissionError(13, os.strerror(13))
@@ -64,8 +68,15 @@ class _Output:
         except (OSError, ValueError) as e:
             raise BadInputError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
 
-    def __enter__(self) -> TextIO:
-        return self.file
+    def fill(self, write: Callable[[TextIO], object]) -> None:
+        """Let ``write`` write the file."""
+        try:
+            write(self.file)
+        except OSError as e:
+            raise BadInputError(f"{self.path}: {e.strerror or e}") from None
+
+    def __enter__(self) -> _Output:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         try:
@@ -111,10 +122,6 @@ class _Bar:
 @contextmanager
 def _bad_input() -> Iterator[None]:
     """Turn what the readers and machines refuse into one line and exit status 2."""
-    from rmpcore.machine import MachineError
-    from rmpcore.maps import MapError
-    from rmpcore.trace import TraceError
-
     try:
         yield
     except (MachineError, MapError, TraceError) as e:
@@ -238,8 +245,6 @@ _REFUSALS = {
 
 
 def _refuse(trace: Trace, index: int, ret: int) -> None:
-    from rmpcore.ops import Refusal
-
     reason = _REFUSALS[Refusal(ret).name]
     raise BadInputError(f"{trace.place(index)}: {trace.op(index)}: {reason}")
 
@@ -250,7 +255,7 @@ def _refuse(trace: Trace, index: int, ret: int) -> None:
 @click.option("--kernel", metavar="VERSION", default="6.12", show_default=True, help="Kernel whose rules hold.")
 @click.option("--hardware", metavar="NAME", default="milan", show_default=True, help="Profile: milan or genoa.")
 @click.option("--switch", "switches", metavar="NAME=VALUE", multiple=True, help="Override one point of the profile.")
-@click.option("--backend", type=click.Choice(_BACKENDS), default="native", show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), default="native", show_default=True)
 @click.option("--check", is_flag=True, help="Run both backends and compare results, events and states.")
 @click.option(
     "--check-every",
@@ -277,12 +282,6 @@ def run(
     verbose: bool,
 ) -> None:
     """Replay TRACE, one op a line, on the machine that MAP describes."""
-    from rmpcore.inputs import load_map
-    from rmpcore.machine import Machine
-    from rmpcore.replay import Lockstep, lockstep, outcomes, refused
-    from rmpcore.state import state_to_json
-    from rmpcore.trace import read_trace, write_results
-
     if check_every is not None and not check:
         raise BadInputError("--check-every needs --check")
     if verbose and (check or as_json):
@@ -304,7 +303,7 @@ def run(
         started = time.perf_counter()
         if check:
             checked = lockstep(make, trace.ops, check_every, bar)
-            machine = checked.machines[_BACKENDS.index(backend)]
+            machine = checked.machines[BACKENDS.index(backend)]
             before, results = checked.before, checked.results
         else:
             before = machine.state()
@@ -336,23 +335,18 @@ def run(
                 click.echo(json.dumps(summary, indent=1)) if as_json else _print_disagreement(found)
                 raise click.exceptions.Exit(1)
         if results_file is not None:
-            write_results(results_file, trace.ops, results)
+            results_file.fill(lambda file: write_results(file, trace.ops, results))
         if dump_file is not None:
             head = {"format": "rmpcore-state", "version": 1, "map": machine_map.name, "kernel": machine.kernel}
             profile = {"hardware": hardware, "switches": overrides}
-            json.dump({**head, **profile, "state": state_to_json(after)}, dump_file)
-            dump_file.write("\n")
+            dump_file.fill(
+                lambda file: file.write(json.dumps({**head, **profile, "state": state_to_json(after)}) + "\n")
+            )
     click.echo(json.dumps(summary, indent=1)) if as_json else _print_run(summary)
 
 
 def _replay(machine: MachineLike, trace: Trace, bar: _Bar, verbose: bool) -> Any:
     """Do a trace's ops; stops after the results in which one is refused."""
-    import numpy as np
-
-    from rmpcore.klog import kernel_log
-    from rmpcore.ops import RESULT_DTYPE, Result, format_result
-    from rmpcore.replay import refused, replay
-
     machine.record_events(verbose)
     parts = [np.zeros(0, dtype=RESULT_DTYPE)]
     done = 0
@@ -386,13 +380,10 @@ def _print_conformance(result: Conformance) -> None:
 
 @cli.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--backend", type=click.Choice(_BACKENDS), default="native", show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), default="native", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def conform(files: tuple[str, ...], backend: str, as_json: bool) -> None:
     """Hold a backend against recordings of real kernels: one line a recording."""
-    from rmpcore.conform import RecordingError
-    from rmpcore.conform import conform as conform_file
-
     status = 0
     rows: list[dict[str, Any]] = []
     with _bad_input(), _Bar(len(files), "recordings") as bar:
@@ -453,8 +444,6 @@ def decode(
 
     Values are hexadecimal, with or without 0x, as kernel logs print them.
     """
-    from rmpcore.decode import decode_pte, decode_rmp_entry, describe_pte, describe_rmp_entry
-
     if pte is not None:
         if low is not None:
             raise BadInputError("either LO [HI] or --pte, not both")
