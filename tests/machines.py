@@ -79,6 +79,7 @@ def build_map(
 SMALL = build_map([(0, 64 * MIB)])
 """64 MiB in one piece, nothing reserved."""
 SMALL_4K = dataclasses.replace(SMALL, large_pages="4K")
+TINY_4K = build_map([(0, 16 * MIB)], large_pages="4K")
 SMALL_LA57 = dataclasses.replace(SMALL, levels=5, page_offset=PAGE_OFFSETS[5])
 SMALL_CBIT = dataclasses.replace(SMALL, c_bit=1 << 51)
 SMALL_PTI = dataclasses.replace(SMALL, default_mask=U64 & ~G)

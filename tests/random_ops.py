@@ -49,8 +49,8 @@ def arguments(rng: random.Random, spec: OpSpec, frames: list[int]) -> dict[str, 
     if rng.random() < 0.1:
         pa |= rng.choice((1, 0x800, 0xFFF, 1 << 51))
     pages = rng.choice(PAGES)
-    if spec.code == OpCode.set_direct_map_valid_noflush and rng.random() < 0.2:
-        pages = LARGE_VALID
+    if spec.code == OpCode.set_direct_map_valid_noflush and rng.random() < 0.1:
+        pfn, pages = pfn & ~(LARGE_VALID - 1), LARGE_VALID
     values = {
         "pfn": pfn,
         "pa": pa,

@@ -345,10 +345,10 @@ def test_inject_queue(backend: str) -> None:
 
 
 def test_inject_without_an_rmp(backend: str) -> None:
-    """inject is a control of the model: it can be given before there is anything to inject into."""
+    """host §1, "Outcomes in the model": without an RMP no instruction would ever take the code."""
     host = Host(backend, SMALL)
-    assert host.call("inject", code=4, count=3) == 0
-    assert host.state().inject == ((4, 3),)
+    assert refused(host.machine, make_op("inject", code=4, count=3)) == Refusal.BAD_ARGUMENT
+    assert host.state().inject == ()
 
 
 @pytest.mark.parametrize(("map_", "limit"), [(SMALL, 1 << 34), (SMALL_LA57, 1 << 40)])

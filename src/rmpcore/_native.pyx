@@ -338,7 +338,7 @@ cdef class NativeMachine:
             if window == 0:
                 va = (self._map.page_offset + offset) & 0xFFFFFFFFFFFFFFFF
                 # the slot that holds the map's first byte may begin before it
-                outside = offset >= limit and offset < (1 << 64) - (1 << (12 + 9 * (max(level, 1) - 1)))
+                outside = offset >= limit and offset < (1 << 64) - (1 << (12 + 9 * (max(lvl, 1) - 1)))
             else:
                 va = (RMPC_HIGH_MAP + offset) & 0xFFFFFFFFFFFFFFFF
                 outside = offset >= RMPC_HIGH_SIZE or level > 2

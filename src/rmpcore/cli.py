@@ -94,7 +94,7 @@ class _Output:
 class _Bar:
     """A progress bar for what takes more than a second, if there is a terminal to show it on."""
 
-    def __init__(self, total: int, what: str) -> None:
+    def __init__(self, total: int | None, what: str) -> None:
         self._total, self._what = total, what
         self._started = time.monotonic()
         self._progress: Progress | None = None
@@ -289,27 +289,29 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(_bad_input())
         machine_map = load_map(map_path)
-        trace = read_trace(trace_path)
+        size = os.path.getsize(trace_path) if os.path.isfile(trace_path) else None
+        with _Bar(size, "reading") as bar:
+            trace = read_trace(trace_path, bar)
         overrides = _switches(switches)
 
         def make(name: str) -> MachineLike:
             return Machine(machine_map, kernel=kernel, hardware=hardware, backend=name, switches=overrides)
 
-        machine = make(backend)
         results_file = stack.enter_context(_Output(results_path)) if results_path is not None else None
         dump_file = stack.enter_context(_Output(dump_path)) if dump_path is not None else None
         checked: Lockstep | None = None
-        bar = stack.enter_context(_Bar(len(trace), os.path.basename(trace_path)))
-        started = time.perf_counter()
-        if check:
-            checked = lockstep(make, trace.ops, check_every, bar)
-            machine = checked.machines[BACKENDS.index(backend)]
-            before, results = checked.before, checked.results
-        else:
-            before = machine.state()
-            started = time.perf_counter()
-            results = _replay(machine, trace, bar, verbose)
-        seconds = time.perf_counter() - started
+        with _Bar(len(trace), os.path.basename(trace_path)) as bar:
+            if check:
+                started = time.perf_counter()
+                checked = lockstep(make, trace.ops, check_every, bar)
+                machine = checked.machines[BACKENDS.index(backend)]
+                before, results = checked.before, checked.results
+            else:
+                machine = make(backend)
+                before = machine.state()
+                started = time.perf_counter()
+                results = _replay(machine, trace, bar, verbose)
+            seconds = time.perf_counter() - started
         if checked is None or checked.disagreement is None:
             index = refused(results)
             if index is not None:
@@ -335,7 +337,8 @@ def run(
                 click.echo(json.dumps(summary, indent=1)) if as_json else _print_disagreement(found)
                 raise click.exceptions.Exit(1)
         if results_file is not None:
-            results_file.fill(lambda file: write_results(file, trace.ops, results))
+            with _Bar(len(results), "writing") as bar:
+                results_file.fill(lambda file: write_results(file, trace.ops, results, bar))
         if dump_file is not None:
             head = {"format": "rmpcore-state", "version": 1, "map": machine_map.name, "kernel": machine.kernel}
             profile = {"hardware": hardware, "switches": overrides}

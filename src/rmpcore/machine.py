@@ -64,7 +64,7 @@ class MachineLike(Protocol):
 
 
 def Machine(  # noqa: N802 - reads as the class that it stands for
-    map: MachineMap,  # noqa: A002 - the field's word
+    map: MachineMap,
     *,
     kernel: str = "6.12",
     hardware: str = "milan",

@@ -20,6 +20,8 @@ PAGE_OFFSETS = {4: 0xFFFF_8880_0000_0000, 5: 0xFF11_0000_0000_0000}
 CACHEMODES_PAT = (0x00, 0x08, 0x10, 0x18, 0x98, 0x88)
 """PWT, PCD and PAT bits of WB, WC, UC-, UC, WT, WP on a machine with PAT (direct-map rules, section 1)."""
 U64_MAX = (1 << 64) - 1
+NEEDED_BITS = 0x000F_FFFF_FFFF_F0FF
+"""What no machine's entries can do without: P to PSE, and the frame.  (NX or G may be missing.)"""
 
 
 class E820Type(IntEnum):
@@ -126,6 +128,9 @@ class MachineMap:
             raise MapError(f"page offset {self.page_offset:#x} is not a 1 GiB-aligned kernel address")
         if self.page_offset + limit > 1 << 64:
             raise MapError(f"page offset {self.page_offset:#x} leaves no room for the direct map")
+        for what, mask in (("supported", self.supported_mask), ("default", self.default_mask)):
+            if not 0 <= mask <= U64_MAX or ~mask & NEEDED_BITS:
+                raise MapError(f"{what} mask {mask:#x} lacks bits that every entry needs")
         if len(self.cachemodes) != 6 or any(bits & ~0x98 for bits in self.cachemodes):
             raise MapError("the cache modes are not six sets of PWT, PCD and PAT bits")
         if self.c_bit and (self.c_bit & (self.c_bit - 1) or not 1 << 32 <= self.c_bit < PHYSICAL_LIMIT):

@@ -245,7 +245,7 @@ class OpSpec:
         """The flag bits that the op uses; a record with any other bit is refused."""
         mask = 0
         for arg in self.args:
-            mask |= arg.bit
+            mask |= int(arg.bit)
         return mask
 
 

@@ -50,6 +50,8 @@ class Run:
 
     request: Request
     primary: bool
+    enforce: bool = False
+    """§4.3a came up: from then on, splits of 2 MiB pages enforce static protections."""
     changed: bool = False
     """Some entry was rewritten: a flush is needed."""
     touched_aliases: bool = False
@@ -172,7 +174,7 @@ class ChangePageAttributes:
             entry = self._dmap.format.read(found.raw, found.level)
             leaf = LargeLeaf(found, round_down(virtual, SIZE[found.level]), entry.frame, entry.flags)
             if run.request.force_split:
-                self._split(leaf, virtual, enforce=False)
+                self._split(run, leaf, virtual)
                 continue
             chunk = self._change_large(run, leaf, virtual, left)
             if chunk is not None:
@@ -208,18 +210,19 @@ class ChangePageAttributes:
             required |= {"PSE"}
         # a. The existing flags violate static protections.
         if self._protect_whole(leaf, leaf.flags) != leaf.flags:
-            self._split(leaf, virtual, enforce=True)
+            run.enforce = True
+            self._split(run, leaf, virtual)
             return None
         # b. Nothing to do.
         if required == leaf.flags:
             return done
         # c. The request does not cover exactly this large page.
         if pages != leaf.pages:
-            self._split(leaf, virtual, enforce=False)
+            self._split(run, leaf, virtual)
             return None
         # d. Static protections would alter the required flags.
         if self._protect_whole(leaf, required) != required:
-            self._split(leaf, virtual, enforce=False)
+            self._split(run, leaf, virtual)
             return None
         # e. Rewrite the large entry.
         leaf.found.table.put(leaf.found.index, self._dmap.format.write(leaf.frame, required))
@@ -232,7 +235,7 @@ class ChangePageAttributes:
             found.table.put(found.index, raw)
             run.changed = True
 
-    def _split(self, leaf: LargeLeaf, virtual: int, *, enforce: bool) -> None:
+    def _split(self, run: Run, leaf: LargeLeaf, virtual: int) -> None:
         """§4.4: a table of 512 smaller entries takes the place of a large one."""
         dmap, journal = self._dmap, self._journal
         level = leaf.level
@@ -253,7 +256,7 @@ class ChangePageAttributes:
         for i in range(SLOTS):
             frame = leaf.frame + i * frames_each
             child = flags
-            if enforce and level == 2:
+            if run.enforce and level == 2:
                 # §4.3a.  Of a 1 GiB page the 2 MiB children are judged when the loop looks them up.
                 child = self._protect(flags, leaf.virtual + i * PAGE_SIZE, frame, 1, whole_large_page=False)
             table.put(i, dmap.format.write(frame, child))
@@ -318,17 +321,20 @@ class ChangePageAttributes:
         dmap = self._dmap
         if not dmap.is_mapped(chunk.frame):
             return
-        alias = Run(run.request.without_nx(), primary=False)
         # Primary address outside the direct map: repeat there.
         if virtual not in self._direct_map_in_use():
-            run.touched_aliases = True
-            self._walk(alias, dmap.virtual(chunk.frame), chunk.pages, check_aliases=False)
+            self._alias_run(run, dmap.virtual(chunk.frame), chunk.pages)
         # Frame inside the kernel image, primary address outside it: repeat on the high mapping, errors ignored.
         image = dmap.image
         if image is None or virtual in range(image.text, image.brk_end):
             return
         last_byte = round_up(image.brk_end, SIZE[2]) - 1
         if chunk.frame in range(dmap.image_frame(image.text), dmap.image_frame(last_byte) + 1):
-            run.touched_aliases = True
             with suppress(CpaError):
-                self._walk(alias, dmap.high_virtual(chunk.frame), chunk.pages, check_aliases=False)
+                self._alias_run(run, dmap.high_virtual(chunk.frame), chunk.pages)
+
+    def _alias_run(self, run: Run, virtual: int, pages: int) -> None:
+        """The same again for other addresses: checks no further aliases, and makes the final flush a full one."""
+        run.touched_aliases = True
+        alias = Run(run.request.without_nx(), primary=False, enforce=run.enforce)
+        self._walk(alias, virtual, pages, check_aliases=False)

@@ -257,7 +257,8 @@ class OracleMachine:
     # Controls of the model.
 
     def _inject(self, op: Op) -> Result:
-        self._require(op.id in INJECT_CODES and op.count in INJECT_COUNTS)
+        # Without an RMP no instruction would ever take the code.
+        self._require(self._table is not None and op.id in INJECT_CODES and op.count in INJECT_COUNTS)
         if len(self._instructions.injected) >= INJECT_RUNS_MAX:
             raise RefusedError(Refusal.QUEUE_FULL)
         self._instructions.injected.append([op.id, op.count])
@@ -293,6 +294,8 @@ class OracleMachine:
             if self._table is None or not self._table.covered(pfn):
                 raise MachineError(f"RMP entry of pfn {pfn:#x}: the table does not cover it")
             self._table.write(pfn, RmpEntry.decode(lo, hi))
+        if state.inject and self._table is None:
+            raise MachineError("injected codes, but no RMP")
         self._instructions.injected = [[code, count] for code, count in state.inject]
         self._memory.fail_skip, self._memory.fail_count = state.fail_alloc
 
