@@ -14,4 +14,4 @@ settings.load_profile("rmpcore")
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each implementation in turn: both are part of the project, so neither is ever skipped."""
-    return request.param
+    return str(request.param)

@@ -10,13 +10,14 @@ import random
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from machines import (
     HOLE,
     HOLE_2M,
     IMAGE_MOVED,
+    IMAGE_SYMBOLS,
     PC,
     SMALL_LA57,
     SMALL_PTI,
@@ -44,8 +45,8 @@ from random_ops import (
     random_trace,
 )
 
-from rmpcore.machine import Machine, MachineLike
-from rmpcore.maps import MachineMap
+from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike
+from rmpcore.maps import PAGE_OFFSETS, MachineMap
 from rmpcore.ops import Op, format_op, format_result, make_op, pack_ops, unpack_results
 from rmpcore.state import State, diff_states
 
@@ -258,7 +259,7 @@ class Lockstep(RuleBasedStateMachine):
     def write_rmp(self, number: int, aligned: bool, lo: int, hi: int) -> None:
         """What firmware or a dump would leave: odd combinations of assigned, size, immutable, count."""
         pfn = self.frame(number, aligned)
-        outcomes = []
+        outcomes: list[tuple[int, int] | None] = []
         for machine in (self.native, self.oracle):
             try:
                 machine.write_rmp(pfn, lo, hi)
@@ -311,6 +312,76 @@ def test_step_by_step(name: str) -> None:
     case = machine.TestCase
     case.settings = settings(max_examples=8, stateful_step_count=30)
     case().runTest()
+
+
+PAGE_COUNTS = (
+    1,
+    2,
+    0x1FF,
+    0x200,
+    0x201,
+    0x3E0,
+    0x400,
+    0x1000,
+    0x3FFF,
+    0x1FE00,
+    0x20000,
+    0x3FE00,
+    0x40000,
+    0x60001,
+    0x80000,
+)
+"""Sizes of ranges and gaps around 2 MiB, 512 MiB (a step of the way down) and 1 GiB."""
+
+
+@st.composite
+def memory_maps(draw: st.DrawFn) -> MachineMap:
+    """Up to five ranges of memory, some of them of a kind that the e820 table does not keep, some of them reserved."""
+    large_pages = draw(st.sampled_from(["1G", "1G", "2M", "4K"]))
+    sizes = st.sampled_from([n for n in PAGE_COUNTS if large_pages != "4K" or n <= 0x1000])
+    at = draw(st.sampled_from([0, 0, 1, 0x100, 0x200]))
+    e820: list[tuple[int, int, int]] = []
+    reserved: list[tuple[int, int]] = []
+    for gap in draw(st.lists(st.sampled_from([0]) | sizes, min_size=1, max_size=5)):
+        pages = draw(sizes)
+        line = draw(st.sampled_from([1, 1, 0x200, 0x40000])) if large_pages != "4K" else 1
+        at = -(-at // line) * line
+        kind = draw(st.sampled_from([1, 1, 1, 1, 3, 128, 2, 5]))
+        e820.append((at << 12, pages << 12, kind))
+        if draw(st.booleans()):
+            kept = min(pages - 1, draw(st.sampled_from([0, 1, 3, 0x80, 0x300])))
+            reserved.append((at << 12, pages - kept << 12))
+        at += pages + gap
+    levels = draw(st.sampled_from([4, 4, 5]))
+    return MachineMap(
+        name="any",
+        e820=tuple(e820),
+        memory=tuple((start, size) for start, size, _ in e820),
+        reserved=tuple(reserved),
+        max_pfn=e820[-1][0] + e820[-1][1] >> 12,
+        levels=levels,
+        page_offset=PAGE_OFFSETS[levels] + draw(st.sampled_from([0, 0, 1 << 30, 510 << 30])),
+        large_pages=large_pages,
+        default_mask=draw(st.sampled_from([U64, U64 & ~0x100])),
+        c_bit=draw(st.sampled_from([0, 0, 1 << 47])),
+        image=draw(st.sampled_from([None, None, IMAGE_SYMBOLS])),
+    )
+
+
+@given(memory_maps())
+@settings(max_examples=200)
+def test_boot_of_any_map(map_: MachineMap) -> None:
+    """direct-map §2 on maps of all shapes: both boot to the same state, or both find no page for a table."""
+    machines: list[MachineLike | None] = []
+    for backend in BACKENDS:
+        try:
+            machines.append(Machine(map_, backend=backend))
+        except MachineError:
+            machines.append(None)
+    native, oracle = machines
+    assert (native is None) == (oracle is None)
+    if native is not None and oracle is not None:
+        same_state(native, oracle, "boot")
 
 
 def first_difference(profile: Profile, ops: list[Op]) -> str:

@@ -26,7 +26,7 @@ from machines import (
     with_tables,
 )
 
-from rmpcore.maps import PAGE_OFFSETS
+from rmpcore.maps import PAGE_OFFSETS, MachineMap
 from rmpcore.ops import Kind, Refusal, ResultFlag
 
 
@@ -74,9 +74,9 @@ def test_level_1_slot_even_if_zero(backend: str) -> None:
 
 
 @pytest.mark.parametrize(("map_", "pfn", "pages", "level"), [(SMALL, 0x400, 0x200, 2), (HOLE, 0x40000, 0x40000, 3)])
-def test_not_present_large_entry(backend: str, map_: object, pfn: int, pages: int, level: int) -> None:
+def test_not_present_large_entry(backend: str, map_: MachineMap, pfn: int, pages: int, level: int) -> None:
     """§3: a not-present entry that is not empty is found at its own level."""
-    host = Host(backend, map_, kernel="6.13")  # type: ignore[arg-type]
+    host = Host(backend, map_, kernel="6.13")
     host.call("set_direct_map_valid_noflush", pfn=pfn, pages=pages, valid=0)
     assert host.leaf(pfn + pages - 1) == (level, inverted(pfn << 12, NX | A))
 
@@ -147,9 +147,9 @@ def test_lookup_changes_nothing(backend: str) -> None:
 
 
 @pytest.mark.parametrize(("map_", "limit"), [(SMALL, 1 << 34), (SMALL_LA57, 1 << 40)])
-def test_area_of_the_direct_map(backend: str, map_: object, limit: int) -> None:
+def test_area_of_the_direct_map(backend: str, map_: MachineMap, limit: int) -> None:
     """What lies beyond the direct map's area is not modelled: refused."""
-    host = Host(backend, map_)  # type: ignore[arg-type]
+    host = Host(backend, map_)
     assert host.leaf(limit - 1) == (0, 0)
     for pfn in (limit, (1 << 64) - 1):
         result = host.do("lookup", pfn=pfn)

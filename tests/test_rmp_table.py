@@ -20,7 +20,7 @@ from machines import (
 )
 
 from rmpcore.machine import MachineError
-from rmpcore.maps import MapError
+from rmpcore.maps import MachineMap, MapError
 
 EXAMPLE = build_map(
     [(0, 0xA0000), (0x1200000, 64 * MIB)],
@@ -115,7 +115,7 @@ def test_region_that_is_covered_in_part(backend: str) -> None:
 # probing: "the kernel refuses" (§1.6 size needed; host §1 last paragraph)
 
 
-def hole_map(base: int, end: int, probed: bool = True) -> object:
+def hole_map(base: int, end: int, probed: bool = True) -> MachineMap:
     """Memory 0-32M and 48M-64M (max_pfn 0x4000), a reserved row between, the RMP as given."""
     return build_map(
         [(0, 32 * MIB), (48 * MIB, 16 * MIB)],
@@ -146,10 +146,10 @@ def test_probing(backend: str, base: int, end: int, accepted: bool) -> None:
     """rmp §1.6: (number of frames) * 16 + 0x4000 bytes for max_pfn; base above end is refused."""
     map_ = hole_map(base, end)
     if accepted:
-        assert Host(backend, map_).update(0x201) == SUCCESS  # type: ignore[arg-type]
+        assert Host(backend, map_).update(0x201) == SUCCESS
     else:
         with pytest.raises(MachineError):
-            Host(backend, map_)  # type: ignore[arg-type]
+            Host(backend, map_)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +195,9 @@ def test_not_probed(backend: str, base: int, size: int, accepted: bool) -> None:
     map_ = hole_map(base, base + size - 1, probed=False)
     if not accepted:
         with pytest.raises(MachineError):
-            Host(backend, map_)  # type: ignore[arg-type]
+            Host(backend, map_)
         return
-    host = Host(backend, map_)  # type: ignore[arg-type]
+    host = Host(backend, map_)
     frames = (size - 0x4000) // 16
     host.machine.write_rmp(frames - 1, 1, 1)
     with pytest.raises(IndexError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from machines import (
     ASSIGNED,
@@ -35,7 +37,7 @@ def count(host: Host, aligned: int = 0x200) -> int:
 
 
 def everything(host: Host) -> list[tuple[int, int, int]]:
-    return host.state().rmp.tolist()
+    return [(pfn, lo, hi) for pfn, lo, hi in host.state().rmp.tolist()]
 
 
 # row 0
@@ -394,7 +396,7 @@ VALID_PAGE = VALIDATED | VMSA | ASSIGNED | 0x7000 | ASID_5
 PERMISSIONS = 0xC000_0001_0703_0F1F
 
 
-def valid_page(backend: str, **options: object) -> Host:
+def valid_page(backend: str, **options: Any) -> Host:
     """Page 0x201 validated by guest 5 at 0x7000, with permissions for all VMPLs."""
     host = Host(backend, SNP, **options)
     host.assign(0x201, gpa=0x7000)

@@ -10,7 +10,7 @@ An op applied to a machine gives a result and a new state:
 from pathlib import Path
 
 from rmpcore.inputs import load_map
-from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike
+from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike, RmpError
 from rmpcore.maps import KernelImage, MachineMap, MapError
 from rmpcore.ops import (
     EVENT_DTYPE,
@@ -59,6 +59,7 @@ __all__ = [
     "Refusal",
     "Result",
     "ResultFlag",
+    "RmpError",
     "State",
     "diff_states",
     "format_op",

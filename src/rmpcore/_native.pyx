@@ -12,7 +12,7 @@ from libc.stdlib cimport free, realloc
 
 from rmpcore._rmpc cimport *
 
-from rmpcore.machine import MachineError
+from rmpcore.machine import MachineError, RmpError
 from rmpcore.ops import EVENT_DTYPE, OP_DTYPE, RESULT_DTYPE, Op, Result
 from rmpcore.state import ENTRY_DTYPE, RMP_DTYPE, State
 
@@ -254,16 +254,18 @@ cdef class NativeMachine:
         return 0
 
     cdef int _place_rmp(self, const rmpc_hardware *profile) except -1:
+        cdef rmpc_status status = RMPC_OK
         map = self._map  # noqa: A001
         if map.rmp is None:
             return 0
         base, end = map.rmp
-        where = f"RMP {base:#x}-{end:#x}"
         if map.rmp_probed:
-            self._must(rmpc_rmp_probe(base, end, map.max_pfn), where)
-        self.touched = <uint64_t *>self._calloc(rmpc_rmp_touched_words(base, end), sizeof(uint64_t))
-        self._must(rmpc_rmp_init(&self.rmp, &self.mem, base, end, map.c_bit, profile, self.touched, &self.events),
-                   where)
+            status = rmpc_rmp_probe(base, end, map.max_pfn)
+        if status == RMPC_OK:
+            self.touched = <uint64_t *>self._calloc(rmpc_rmp_touched_words(base, end), sizeof(uint64_t))
+            status = rmpc_rmp_init(&self.rmp, &self.mem, base, end, map.c_bit, profile, self.touched, &self.events)
+        if status != RMPC_OK:
+            raise RmpError(f"RMP {base:#x}-{end:#x}: {text_of(status)}")
         self.machine.host.rmp = &self.rmp
         return 0
 

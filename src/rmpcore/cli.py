@@ -25,7 +25,7 @@ from rmpcore.conform import conform as conform_file
 from rmpcore.decode import Field, decode_pte, decode_rmp_entry, describe_pte, describe_rmp_entry
 from rmpcore.inputs import load_map
 from rmpcore.klog import kernel_log
-from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike
+from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike, RmpError
 from rmpcore.maps import MachineMap, MapError
 from rmpcore.ops import LEVEL_NAMES, RESULT_DTYPE, Refusal, Result, format_result
 from rmpcore.replay import Disagreement, Lockstep, lockstep, outcomes, refused, replay
@@ -295,7 +295,10 @@ def run(
         overrides = _switches(switches)
 
         def make(name: str) -> MachineLike:
-            return Machine(machine_map, kernel=kernel, hardware=hardware, backend=name, switches=overrides)
+            try:
+                return Machine(machine_map, kernel=kernel, hardware=hardware, backend=name, switches=overrides)
+            except RmpError as e:
+                raise MachineError(f"{map_path}: {e}") from None
 
         results_file = stack.enter_context(_Output(results_path)) if results_path is not None else None
         dump_file = stack.enter_context(_Output(dump_path)) if dump_path is not None else None

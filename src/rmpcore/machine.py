@@ -24,6 +24,10 @@ class MachineError(ValueError):
     state that contradicts itself, or no memory for it."""
 
 
+class RmpError(MachineError):
+    """The map's RMP is one that the kernel, or the arithmetic, refuses."""
+
+
 @runtime_checkable
 class MachineLike(Protocol):
     """An op applied to a machine gives a result and a new state."""

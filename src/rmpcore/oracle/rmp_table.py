@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rmpcore.machine import MachineError
+from rmpcore.machine import RmpError
 from rmpcore.maps import PHYSICAL_LIMIT, MachineMap
 from rmpcore.oracle.mem import round_down
 from rmpcore.oracle.rmp_entry import HYPERVISOR, RmpEntry
@@ -45,7 +45,7 @@ class RmpTable:
 
 
 def open_table(machine_map: MachineMap) -> RmpTable | None:
-    """The machine's RMP, empty; None where there is no SNP.  Raises MachineError when it is refused."""
+    """The machine's RMP, empty; None where there is no SNP.  Raises RmpError when it is refused."""
     if machine_map.rmp is None:
         return None
     base, end = machine_map.rmp
@@ -59,15 +59,15 @@ def open_table(machine_map: MachineMap) -> RmpTable | None:
 def _probe(base: int, end: int, max_pfn: int) -> None:
     """The kernel's checks (host §1, "RMP set-up"), in order."""
     if base < MSR_UNIT or end < MSR_UNIT:
-        raise MachineError(f"RMP {base:#x}-{end:#x}: memory for it was not reserved by the BIOS")
+        raise RmpError(f"RMP {base:#x}-{end:#x}: memory for it was not reserved by the BIOS")
     if base > end:
-        raise MachineError(f"RMP base {base:#x} is above its end {end:#x}")
+        raise RmpError(f"RMP base {base:#x} is above its end {end:#x}")
     # It has to cover all memory and itself (rmp §1.6 "size needed", "self cover").
     frames = max(max_pfn, end >> 12)
     needed = frames * ENTRY_SIZE + BOOKKEEPING
     size = end - base + 1
     if size < needed:
-        raise MachineError(
+        raise RmpError(
             f"RMP {base:#x}-{end:#x} is too small: it has {size:#x} bytes, {frames:#x} frames need {needed:#x}"
         )
 
@@ -76,4 +76,4 @@ def _check_arithmetic(base: int, end: int) -> None:
     """A table that was not probed only has to hold whole entries, and one at least."""
     entries_size = end + 1 - base - BOOKKEEPING
     if base % ENTRY_SIZE or entries_size % ENTRY_SIZE or entries_size < ENTRY_SIZE:
-        raise MachineError(f"RMP {base:#x}-{end:#x} does not hold whole 16-byte entries after its first 16 KiB")
+        raise RmpError(f"RMP {base:#x}-{end:#x} does not hold whole 16-byte entries after its first 16 KiB")
