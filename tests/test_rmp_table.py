@@ -64,6 +64,14 @@ def test_whole_entry_must_be_inside(backend: str) -> None:
         host.rmp(SNP_COVERED)
 
 
+@pytest.mark.parametrize(("more", "covered"), [(0, 0), (8, 0), (15, 0), (16, 1), (31, 1)])
+def test_entry_that_is_inside_in_part(backend: str, more: int, covered: int) -> None:
+    """rmp §1.6: an entry whose last bytes lie past END does not count."""
+    host = Host(backend, dataclasses.replace(SNP, rmp=(0x4000000, 0x40FFFFF + more)))
+    assert host.update(SNP_COVERED - 1 + covered) == SUCCESS
+    assert host.update(SNP_COVERED + covered) == FAIL_INPUT
+
+
 @pytest.mark.parametrize("address", [1 << 52, 1 << 63, (1 << 64) - 4096])
 def test_addresses_above_52_bits(backend: str, address: int) -> None:
     """rmp §1.6: a PA of 2**52 or more is uncovered, and does not wrap round to a low frame."""
