@@ -84,8 +84,8 @@ enum rmpc_status rmpc_rmp_init(struct rmpc_rmp *rmp, const struct rmpc_mem *mem,
     uint64_t frames = table_frames(base, end);
     uint8_t *host;
 
-    if (!frames || base % RMPC_RMP_ENTRY_SIZE || (end + 1 - base) % RMPC_RMP_ENTRY_SIZE ||
-        end >= RMPC_PHYSICAL_LIMIT || rmpc_hardware_check(hardware) != RMPC_OK)
+    if (!frames || base % RMPC_RMP_ENTRY_SIZE || end >= RMPC_PHYSICAL_LIMIT ||
+        rmpc_hardware_check(hardware) != RMPC_OK)
         return RMPC_ERR_ARGUMENT;
     host = rmpc_mem_at(mem, base, end - base + 1);
     if (!host)

@@ -206,7 +206,7 @@ def changed(state: State, **fields: Any) -> State:
     """A copy of a state with some fields replaced.  ``counters`` is merged into the old ones."""
     if "counters" in fields:
         fields["counters"] = state.counters | fields["counters"]
-    return dataclasses.replace(state, _digest=None, **fields)
+    return dataclasses.replace(state, **fields)
 
 
 def with_leaves(state: State, replace: dict[tuple[int, int, int], int]) -> State:

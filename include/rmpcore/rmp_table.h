@@ -92,8 +92,9 @@ enum rmpc_status rmpc_rmp_probe(uint64_t base, uint64_t end, uint64_t max_pfn);
 /* Words that struct rmpc_rmp's touched needs for a table [base, end]. */
 size_t rmpc_rmp_touched_words(uint64_t base, uint64_t end);
 
-/* Use the table [base, end], which one range of mem must hold (RMPC_ERR_RANGE).  RMPC_ERR_ARGUMENT: no room
- * for an entry, addresses not multiples of 16, or a bad hardware profile.  The table's contents stay. */
+/* Use the table [base, end], which one range of mem must hold (RMPC_ERR_RANGE).  An entry that end cuts off is
+ * not covered.  RMPC_ERR_ARGUMENT: no room for an entry, base not a multiple of 16, or a bad hardware profile.
+ * The table's contents stay. */
 enum rmpc_status rmpc_rmp_init(struct rmpc_rmp *rmp, const struct rmpc_mem *mem, uint64_t base, uint64_t end,
                                uint64_t c_bit, const struct rmpc_hardware *hardware, uint64_t *touched,
                                const struct rmpc_events *events);

@@ -74,7 +74,7 @@ class State:
     """Codes still to be injected, as (code, count) in order."""
     fail_alloc: tuple[int, int] = (0, 0)
     """Allocations of table pages that still succeed, and how many fail after them."""
-    _digest: str | None = field(default=None, repr=False)
+    _digest: str | None = field(default=None, init=False, repr=False)
 
     def digest(self) -> str:
         """SHA-256 over the whole state, in hex."""

@@ -51,8 +51,7 @@ def open_table(machine_map: MachineMap) -> RmpTable | None:
     base, end = machine_map.rmp
     if machine_map.rmp_probed:
         _probe(base, end, machine_map.max_pfn)
-    else:
-        _check_arithmetic(base, end)
+    _check_arithmetic(base, end)
     return RmpTable(base, end)
 
 
@@ -73,7 +72,6 @@ def _probe(base: int, end: int, max_pfn: int) -> None:
 
 
 def _check_arithmetic(base: int, end: int) -> None:
-    """A table that was not probed only has to hold whole entries, and one at least."""
-    entries_size = end + 1 - base - BOOKKEEPING
-    if base % ENTRY_SIZE or entries_size % ENTRY_SIZE or entries_size < ENTRY_SIZE:
-        raise RmpError(f"RMP {base:#x}-{end:#x} does not hold whole 16-byte entries after its first 16 KiB")
+    """Whoever placed it, a table starts on a 16-byte line and holds one entry at least."""
+    if base % ENTRY_SIZE or end + 1 - base < BOOKKEEPING + ENTRY_SIZE:
+        raise RmpError(f"RMP {base:#x}-{end:#x} has no whole 16-byte entry after its first 16 KiB")
