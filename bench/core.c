@@ -12,7 +12,7 @@
 
 #define GIB (UINT64_C(1) << 30)
 #define REGION (RMPC_REGION_FRAMES * RMPC_PAGE_SIZE)
-#define ARENA (UINT64_C(64) << 20) /* table pages, at the top of memory */
+#define ARENA (UINT64_C(160) << 20) /* table pages, at the top of memory */
 
 /* A machine with `size` bytes of RAM from 0, an RMP above it, and table pages from the top of RAM. */
 struct bench {
@@ -27,14 +27,15 @@ struct bench {
     struct rmpc_rmp rmp;
 };
 
-static int set_up(struct bench *b)
+static int set_up(struct bench *b, int large_level)
 {
     struct rmpc_dmap_config config = {
         .levels = 4,
-        .large_level = 3,
+        .large_level = large_level,
         .page_offset = UINT64_C(0xffff888000000000),
         .supported_mask = UINT64_MAX,
         .default_mask = UINT64_MAX,
+        .cache_modes = RMPC_CACHE_MODES_PAT,
     };
     struct rmpc_e820 row = {0, b->size, RMPC_E820_USABLE};
     struct rmpc_boot_memory boot = {&b->memory, 1, NULL, 0, &row, 1, b->size >> RMPC_PAGE_SHIFT};
@@ -64,9 +65,10 @@ struct bench *bench_new(uint64_t gib)
         memset(b->ranges[i].host, 0, (size_t)b->ranges[i].size);
     }
     b->pool = (struct rmpc_pool){.memory = &b->arena, .memory_count = 1};
+    b->pool.mem = &b->mem;
     b->mem = (struct rmpc_mem){.ranges = b->ranges, .count = 2, .alloc = rmpc_pool_alloc, .user = &b->pool};
     rmpc_hardware_init(&hardware, RMPC_PART_MILAN);
-    if (!set_up(b) || rmpc_rmp_init(&b->rmp, &b->mem, b->size, b->size + rmp_size - 1, 0, &hardware, NULL, NULL))
+    if (!set_up(b, 3) || rmpc_rmp_init(&b->rmp, &b->mem, b->size, b->size + rmp_size - 1, 0, &hardware, NULL, NULL))
         return NULL;
     return b;
 }
@@ -78,13 +80,18 @@ void bench_free(struct bench *b)
     free(b);
 }
 
+static int split_at(struct bench *b, uint64_t pfn)
+{
+    return rmpc_set_memory(&b->dmap, RMPC_SET_MEMORY_4K, rmpc_dmap_pages(&b->dmap, pfn, 1));
+}
+
 /* A fresh direct map whose first n regions are mapped by 2 MiB leaves. */
 int bench_prepare_split(struct bench *b, uint64_t n)
 {
-    int ok = set_up(b);
+    int ok = set_up(b, 3);
 
     for (uint64_t gib = 0; ok && gib * 512 < n; gib++)
-        ok = !rmpc_set_memory_4k(&b->dmap, (gib * 512 + 511) * RMPC_REGION_FRAMES, 1);
+        ok = !split_at(b, (gib * 512 + 511) * RMPC_REGION_FRAMES);
     return ok;
 }
 
@@ -95,8 +102,14 @@ uint64_t bench_split(struct bench *b, uint64_t n)
 
     for (uint64_t i = 1; i < n; i++)
         if (i % 512 != 511)
-            rmpc_set_memory_4k(&b->dmap, i * RMPC_REGION_FRAMES + 7, 1);
+            split_at(b, i * RMPC_REGION_FRAMES + 7);
     return b->dmap.counters.splits[2] - before;
+}
+
+/* Build the direct map of all memory from leaves of this level and below; table pages used. */
+uint64_t bench_boot(struct bench *b, int large_level)
+{
+    return set_up(b, large_level) ? b->dmap.counters.table_pages : 0;
 }
 
 /* The limit: a memset of each of n table pages, from the top down as the allocator gives them. */

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from rmpcore.ops import OP_DTYPE, OpCode
 
 FIRST_FRAME = 0x100000  # 4 GiB, where the large piece of memory starts on server machines
-REGIONS = 4096  # 8 GiB
+REGIONS = 1024  # 2 GiB
 
 # op, share, level, whether it works on whole 2 MiB regions
 MIX = (
@@ -26,7 +26,7 @@ MIX = (
 
 
 def mixed_trace(count: int, seed: int = 1) -> npt.NDArray[np.void]:
-    """``count`` ops over 8 GiB of memory from 4 GiB on."""
+    """``count`` ops over 2 GiB of memory from 4 GiB on."""
     rng = np.random.default_rng(seed)
     shares = np.array([row[1] for row in MIX], float)
     rows = rng.choice(len(MIX), count, p=shares / shares.sum())

@@ -8,14 +8,18 @@
 
 #include "dmap_internal.h"
 
+/* Entry bits of the cache mode, small form. */
+#define CACHE_MODE (RMPC_PTE_PWT | RMPC_PTE_PCD | RMPC_PTE_PAT)
+
 /* What is asked for. */
 struct request {
-    uint64_t va;
-    uint64_t pages;
+    struct rmpc_pages pages;
     uint64_t set;
     uint64_t clear;
     bool force_split;
-    bool check_aliases;
+    bool no_aliases;
+    bool no_flush;
+    bool collapse;
 };
 
 /* One run of the engine: the primary one, or an alias's. */
@@ -31,7 +35,7 @@ struct run {
     bool touched_alias; /* the final flush has to be a full one */
 };
 
-static int run_over(struct run *run, uint64_t va, uint64_t pages);
+static int run_over(struct run *run, const struct rmpc_pages *pages);
 
 static void flush_all(struct rmpc_dmap *dmap)
 {
@@ -42,11 +46,6 @@ static void flush_all(struct rmpc_dmap *dmap)
 static bool in_direct_map(const struct rmpc_dmap *dmap, uint64_t va)
 {
     return va - dmap->config.page_offset < dmap->max_pfn_mapped << RMPC_PAGE_SHIFT;
-}
-
-static uint64_t image_frame(const struct rmpc_image *image, uint64_t va)
-{
-    return (va - RMPC_HIGH_MAP + image->phys_base) >> RMPC_PAGE_SHIFT;
 }
 
 static uint64_t up_2m(uint64_t va)
@@ -82,7 +81,7 @@ static uint64_t protect(const struct rmpc_dmap *dmap, uint64_t flags, uint64_t v
         if (walk.entry && walk.level > 1)
             flags &= ~RMPC_PTE_RW;
     }
-    if (overlap(pfn, end_pfn, image_frame(image, image->start_rodata), image_frame(image, image->end_rodata)))
+    if (overlap(pfn, end_pfn, rmpc_frame_of(dmap, image->start_rodata), rmpc_frame_of(dmap, image->end_rodata)))
         flags &= ~RMPC_PTE_RW;
     return flags;
 }
@@ -92,12 +91,7 @@ static uint64_t protect(const struct rmpc_dmap *dmap, uint64_t flags, uint64_t v
 /* va: the address at hand, which need not be the leaf's first; its frame decides */
 static void count_split(struct rmpc_dmap *dmap, uint64_t va, int level)
 {
-    const struct rmpc_image *image = &dmap->config.image;
-    uint64_t pfn = (va - dmap->config.page_offset) >> RMPC_PAGE_SHIFT;
-
-    if (va >= RMPC_HIGH_MAP)
-        pfn = image_frame(image, va);
-    if (!rmpc_dmap_is_mapped(dmap, pfn) || !dmap->counters.pages[level])
+    if (!rmpc_dmap_is_mapped(dmap, rmpc_frame_of(dmap, va)) || !dmap->counters.pages[level])
         return;
     dmap->counters.pages[level]--;
     dmap->counters.pages[level - 1] += TABLE_ENTRIES;
@@ -158,32 +152,42 @@ static uint64_t *split(struct run *run, uint64_t *entry, uint64_t va, int level)
 
 /* ---- one chunk: section 4, steps 1 to 3 ---- */
 
-static void change_small(struct run *run, uint64_t *entry, uint64_t va)
+/* W^X: the kernel complains when a change leaves a page writable and executable, and does nothing about it. */
+static void detect_w_and_x(const struct run *run, const struct rmpc_walk *walk, uint64_t va, uint64_t old, uint64_t new)
+{
+    const uint64_t both = RMPC_PTE_RW | RMPC_PTE_NX;
+
+    if (((old ^ new) & both) && (new & both) == RMPC_PTE_RW && walk->rw && !walk->nx &&
+        (run->dmap->config.supported_mask & RMPC_PTE_NX))
+        rmpc_report(run->dmap->events, RMPC_EVENT_W_AND_X, walk->level, 0, va, old, new);
+}
+
+static void change_small(struct run *run, const struct rmpc_walk *walk, uint64_t *entry, uint64_t va)
 {
     const uint64_t c_bit = run->dmap->config.c_bit;
     uint64_t pa = rmpc_pte_address(*entry, 1, c_bit);
-    uint64_t flags = rmpc_pte_flags(*entry, 1, c_bit);
+    uint64_t old = rmpc_pte_flags(*entry, 1, c_bit);
+    uint64_t new = protect(run->dmap, (old & ~run->clear) | run->set, va, pa, RMPC_PAGE_SIZE, 0);
     uint64_t raw;
 
-    flags = (flags & ~run->clear) | run->set;
-    flags = protect(run->dmap, flags, va, pa, RMPC_PAGE_SIZE, 0);
-    flags = rmpc_pte_without_protnone(flags);
-    raw = rmpc_pte_make(pa, flags, c_bit);
+    detect_w_and_x(run, walk, va, old, new);
+    raw = rmpc_pte_make(pa, rmpc_pte_without_protnone(new), c_bit);
     run->changed = run->changed || raw != *entry;
     *entry = raw;
 }
 
 /* Deal with a large leaf without splitting it, if the rules allow.  pages: of the request that lie in the leaf.
  * false: it has to be split. */
-static bool change_large(struct run *run, uint64_t *entry, uint64_t va, int level, uint64_t pages)
+static bool change_large(struct run *run, const struct rmpc_walk *walk, uint64_t va, uint64_t pages)
 {
     struct rmpc_dmap *dmap = run->dmap;
     const uint64_t c_bit = dmap->config.c_bit;
-    const uint64_t size = rmpc_level_size(level);
+    const uint64_t size = rmpc_level_size(walk->level);
     const uint64_t start = va & ~(size - 1);
-    const uint64_t pa = rmpc_pte_address(*entry, level, c_bit);
-    const uint64_t flags = rmpc_pte_flags(*entry, level, c_bit);
+    const uint64_t pa = rmpc_pte_address(*walk->entry, walk->level, c_bit);
+    const uint64_t flags = rmpc_pte_flags(*walk->entry, walk->level, c_bit);
     uint64_t required = (rmpc_pte_to_small(flags) & ~run->clear) | run->set;
+    uint64_t allowed;
 
     required = rmpc_pte_without_protnone(rmpc_pte_to_large(required));
     if (required & RMPC_PTE_P)
@@ -197,9 +201,11 @@ static bool change_large(struct run *run, uint64_t *entry, uint64_t va, int leve
         return true;
     if (va != start || pages << RMPC_PAGE_SHIFT != size) /* c */
         return false;
-    if (protect(dmap, required, start, pa, size, size) != required) /* d */
+    allowed = protect(dmap, required, start, pa, size, size);
+    detect_w_and_x(run, walk, start, flags, allowed);
+    if (allowed != required) /* d */
         return false;
-    *entry = rmpc_pte_make(pa, required, c_bit); /* e */
+    *walk->entry = rmpc_pte_make(pa, required, c_bit); /* e */
     run->changed = true;
     return true;
 }
@@ -226,7 +232,7 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
             if (run->primary && !in_direct_map(dmap, va))
                 return -RMPC_EFAULT;
             *done = 1;
-            *pfn = (va - dmap->config.page_offset) >> RMPC_PAGE_SHIFT;
+            *pfn = rmpc_frame_of(dmap, va);
             return 0;
         }
         if (walk.level == 1) { /* step 2, for as many pages of this table as can go together */
@@ -234,7 +240,7 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
             uint64_t n = 0;
             *pfn = rmpc_pte_address(*walk.entry, 1, c_bit) >> RMPC_PAGE_SHIFT;
             do {
-                change_small(run, &walk.entry[n], va + (n << RMPC_PAGE_SHIFT));
+                change_small(run, &walk, &walk.entry[n], va + (n << RMPC_PAGE_SHIFT));
                 n++;
             } while (n < pages && n < together && walk.entry[n]);
             *done = n;
@@ -246,7 +252,7 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
             left = pages;
         if (!run->force_split) { /* step 3 */
             *pfn = (rmpc_pte_address(*walk.entry, walk.level, c_bit) + offset) >> RMPC_PAGE_SHIFT;
-            if (change_large(run, walk.entry, va, walk.level, left)) {
+            if (change_large(run, &walk, va, left)) {
                 *done = left;
                 return 0;
             }
@@ -262,16 +268,17 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
 
 /* ---- aliases: section 6 ---- */
 
-static int alias_run(const struct run *primary, uint64_t va, uint64_t pages)
+static int alias_run(const struct run *primary, uint64_t va, uint64_t count)
 {
     struct run run = *primary;
+    struct rmpc_pages pages = {va, count, NULL};
 
     /* the direct map is never executable and the image's NX is its own: NX stays out of alias changes */
     run.set &= ~RMPC_PTE_NX;
     run.clear &= ~RMPC_PTE_NX;
     run.check_aliases = false;
     run.primary = false;
-    return run_over(&run, va, pages);
+    return run_over(&run, &pages);
 }
 
 static int change_aliases(struct run *run, uint64_t va, uint64_t pfn, uint64_t pages)
@@ -288,8 +295,8 @@ static int change_aliases(struct run *run, uint64_t va, uint64_t pfn, uint64_t p
         if (error)
             return error;
     }
-    if (image->text && !(va >= image->text && va < image->brk_end) && pfn >= image_frame(image, image->text) &&
-        pfn <= image_frame(image, up_2m(image->brk_end) - 1)) {
+    if (image->text && !(va >= image->text && va < image->brk_end) && pfn >= rmpc_frame_of(dmap, image->text) &&
+        pfn <= rmpc_frame_of(dmap, up_2m(image->brk_end) - 1)) {
         run->touched_alias = true;
         /* the image's range is known only roughly, so errors do not count */
         alias_run(run, (pfn << RMPC_PAGE_SHIFT) + RMPC_HIGH_MAP - image->phys_base, pages);
@@ -297,76 +304,328 @@ static int change_aliases(struct run *run, uint64_t va, uint64_t pfn, uint64_t p
     return 0;
 }
 
+/* ---- collapse: section 8 ---- */
+
+/* The leaf that could stand for this table, as a raw entry of `level`; 0: its entries do not fit together. */
+static uint64_t whole_leaf(const struct rmpc_dmap *dmap, const uint64_t *table, int level)
+{
+    const uint64_t c_bit = dmap->config.c_bit;
+    const int below = level - 1;
+    const uint64_t address = rmpc_pte_address(table[0], below, c_bit);
+    const uint64_t flags = rmpc_pte_flags(table[0], below, c_bit);
+    const uint64_t leaf = RMPC_PTE_P | (level == 3 ? RMPC_PTE_PSE : 0);
+
+    if ((flags & leaf) != leaf || address % rmpc_level_size(level))
+        return 0;
+    if (level == 2 && (flags & RMPC_PTE_KERNEL_4K))
+        return 0;
+    for (unsigned i = 1; i < TABLE_ENTRIES; i++)
+        if (table[i] != rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit))
+            return 0;
+    return rmpc_pte_make(address, level == 2 ? rmpc_pte_to_large(flags) | RMPC_PTE_PSE : flags, c_bit);
+}
+
+static void count_collapse(struct rmpc_dmap *dmap, uint64_t va, int level)
+{
+    if (!rmpc_dmap_is_mapped(dmap, rmpc_frame_of(dmap, va)))
+        return;
+    dmap->counters.pages[level]++;
+    dmap->counters.pages[level - 1] -= TABLE_ENTRIES;
+    dmap->counters.collapses[level]++;
+}
+
+/* Replace the table under va's entry of this level by a leaf, if its entries allow.  The table, which no longer maps
+ * anything, is hung at the end of the list whose last link *last points to; its own first word is the new end. */
+static bool collapse(struct rmpc_dmap *dmap, uint64_t va, int level, uint64_t **last)
+{
+    uint64_t *slot;
+    uint64_t *table;
+    uint64_t page, leaf;
+
+    va &= ~(rmpc_level_size(level) - 1);
+    slot = rmpc_slot_at(dmap, va, level);
+    if (!slot || !rmpc_pte_is_table(*slot, level))
+        return false;
+    page = *slot & RMPC_PTE_ADDRESS & ~dmap->config.c_bit;
+    table = rmpc_table_at(dmap, *slot);
+    leaf = table ? whole_leaf(dmap, table, level) : 0;
+    if (!leaf)
+        return false;
+    count_collapse(dmap, va, level);
+    *slot = leaf;
+    rmpc_report(dmap->events, RMPC_EVENT_COLLAPSE, level, 0, va, leaf, page);
+    **last = page;
+    table[0] = RMPC_NO_PAGE;
+    *last = table;
+    return true;
+}
+
+/* Put large pages back together in all that a call has touched. */
+static void collapse_pages(struct rmpc_dmap *dmap, const struct rmpc_pages *pages)
+{
+    const uint64_t span = rmpc_level_size(2);
+    const uint64_t first = pages->va & ~(span - 1);
+    const uint64_t spans = pages->addresses
+                               ? pages->count
+                               : (pages->va - first + (pages->count << RMPC_PAGE_SHIFT) + span - 1) / span;
+    uint64_t freed = RMPC_NO_PAGE; /* pages of the tables that are gone, oldest first, linked by their first words */
+    uint64_t *last = &freed;
+
+    for (uint64_t i = 0; i < spans; i++) {
+        uint64_t va = pages->addresses ? pages->addresses[i] : first + i * span;
+        if (collapse(dmap, va, 2, &last) && dmap->config.large_level == 3)
+            collapse(dmap, va, 3, &last);
+    }
+    if (freed == RMPC_NO_PAGE)
+        return;
+    flush_all(dmap);
+    while (freed != RMPC_NO_PAGE) {
+        const uint64_t page = freed;
+        freed = *rmpc_table_at(dmap, page);
+        dmap->counters.table_pages--;
+        rmpc_report(dmap->events, RMPC_EVENT_TABLE_FREE, 0, 0, page, 0, 0);
+        rmpc_mem_free(dmap->mem, page);
+    }
+}
+
+/* ---- flushes: section 4, step 6 ---- */
+
+static void flush_cache(struct rmpc_dmap *dmap, uint64_t va, uint64_t pages)
+{
+    if (pages) {
+        dmap->counters.flush_cache += pages;
+        rmpc_report(dmap->events, RMPC_EVENT_FLUSH_CACHE, 0, 0, va, pages, 0);
+    }
+}
+
+static bool is_present(const struct rmpc_walk *walk)
+{
+    return walk->entry && (*walk->entry & RMPC_PTE_P);
+}
+
+/* Flush the cache lines of those pages that are present. */
+static void flush_present(struct rmpc_dmap *dmap, const struct rmpc_pages *pages)
+{
+    uint64_t run = 0; /* present pages just before the one at hand */
+    uint64_t step;
+
+    for (uint64_t i = 0; i < pages->count; i += step) {
+        uint64_t va = pages->addresses ? pages->addresses[i] : pages->va + (i << RMPC_PAGE_SHIFT);
+        struct rmpc_walk walk = rmpc_dmap_lookup(dmap, va);
+
+        step = 1;
+        if (pages->addresses) {
+            flush_cache(dmap, va, is_present(&walk));
+            continue;
+        }
+        if (walk.entry) { /* all pages of a leaf at once */
+            uint64_t size = rmpc_level_size(walk.level);
+            step = (size - (va & (size - 1))) >> RMPC_PAGE_SHIFT;
+            if (step > pages->count - i)
+                step = pages->count - i;
+        }
+        if (is_present(&walk)) {
+            run += step;
+        } else {
+            flush_cache(dmap, va - (run << RMPC_PAGE_SHIFT), run);
+            run = 0;
+        }
+    }
+    flush_cache(dmap, pages->va + ((pages->count - run) << RMPC_PAGE_SHIFT), run);
+}
+
+static void flush_pages(struct rmpc_dmap *dmap, const struct rmpc_pages *pages)
+{
+    const uint64_t events = pages->addresses ? pages->count : 1;
+
+    dmap->counters.flush_pages += pages->count;
+    for (uint64_t i = 0; i < events; i++)
+        rmpc_report(dmap->events, RMPC_EVENT_FLUSH_PAGES, 0, 0, pages->addresses ? pages->addresses[i] : pages->va,
+                    pages->addresses ? 1 : pages->count, 0);
+}
+
+static void final_flush(struct run *run, const struct rmpc_pages *pages, int error)
+{
+    struct rmpc_dmap *dmap = run->dmap;
+    const bool cache = run->set & CACHE_MODE;
+
+    if (error || run->touched_alias || pages->count > RMPC_FLUSH_CEILING)
+        flush_all(dmap);
+    else
+        flush_pages(dmap, pages);
+    if (cache && error) {
+        dmap->counters.flush_cache_all++;
+        rmpc_report(dmap->events, RMPC_EVENT_FLUSH_CACHE_ALL, 0, 0, 0, 0, 0);
+    } else if (cache) {
+        flush_present(dmap, pages);
+    }
+}
+
 /* ---- runs and requests ---- */
 
-static int run_over(struct run *run, uint64_t va, uint64_t pages)
+static int run_over(struct run *run, const struct rmpc_pages *pages)
 {
-    while (pages) {
+    for (uint64_t i = 0; i < pages->count;) {
+        uint64_t va = pages->addresses ? pages->addresses[i] : pages->va + (i << RMPC_PAGE_SHIFT);
         uint64_t done = 0;
         uint64_t pfn = 0;
-        int error = change_chunk(run, va, pages, &done, &pfn);
+        int error = change_chunk(run, va, pages->addresses ? 1 : pages->count - i, &done, &pfn);
 
         if (!error && run->check_aliases)
             error = change_aliases(run, va, pfn, done);
         if (error)
             return error;
-        pages -= done;
-        va += done << RMPC_PAGE_SHIFT;
+        i += done;
     }
     return 0;
 }
 
-static int change(struct rmpc_dmap *dmap, const struct request *request, bool final_flush)
+/* Do the pages lie where the model has mappings? */
+static bool are_modelled(const struct rmpc_dmap *dmap, const struct rmpc_pages *pages)
+{
+    const uint64_t runs = pages->addresses ? pages->count : 1;
+    const uint64_t count = pages->addresses ? 1 : pages->count;
+
+    for (uint64_t i = 0; i < runs; i++) {
+        uint64_t va = pages->addresses ? pages->addresses[i] : pages->va;
+        uint64_t room = rmpc_dmap_limit(dmap) - (va - dmap->config.page_offset);
+        if (va >= RMPC_HIGH_MAP)
+            room = va - RMPC_HIGH_MAP <= RMPC_HIGH_SIZE ? RMPC_HIGH_SIZE - (va - RMPC_HIGH_MAP) : 0;
+        else if (va < dmap->config.page_offset || va - dmap->config.page_offset > rmpc_dmap_limit(dmap))
+            return false;
+        if (count > room >> RMPC_PAGE_SHIFT)
+            return false;
+    }
+    return true;
+}
+
+static int change(struct rmpc_dmap *dmap, const struct request *request)
 {
     struct run run = {
         .dmap = dmap,
         .set = request->set & dmap->config.supported_mask,
         .clear = request->clear,
         .force_split = request->force_split,
-        .check_aliases = request->check_aliases,
+        .check_aliases = !request->no_aliases,
         .primary = true,
     };
     int error;
 
+    if (!are_modelled(dmap, &request->pages))
+        return -RMPC_EFAULT;
     if (!run.set && !run.clear && !run.force_split)
         return 0;
-    error = run_over(&run, request->va, request->pages);
-    if (!final_flush || !run.changed) /* section 4, step 6 */
-        return error;
-    if (error || run.touched_alias || request->pages > RMPC_FLUSH_CEILING) {
-        flush_all(dmap);
-    } else {
-        dmap->counters.flush_pages += request->pages;
-        rmpc_report(dmap->events, RMPC_EVENT_FLUSH_PAGES, 0, 0, request->va, request->pages, 0);
+    if (!dmap->config.kernel.primary_always) {
+        /* before 6.2, NX alone was not checked for aliases, and a run without that check was no primary run */
+        run.check_aliases = run.check_aliases && (run.set | run.clear) != RMPC_PTE_NX;
+        run.primary = run.check_aliases;
     }
+    error = run_over(&run, &request->pages);
+    if (!request->no_flush && run.changed)
+        final_flush(&run, &request->pages, error);
+    if (request->collapse && run.changed && !error)
+        collapse_pages(dmap, &request->pages);
     return error;
 }
 
 /* ---- entry points: section 7 ---- */
 
-int rmpc_set_memory_4k(struct rmpc_dmap *dmap, uint64_t pfn, uint64_t pages)
-{
-    struct request request = {
-        .va = rmpc_dmap_address(dmap, pfn),
-        .pages = pages,
-        .set = dmap->config.kernel.mark_4k ? RMPC_PTE_KERNEL_4K : 0,
-        .force_split = true,
-        .check_aliases = true,
-    };
+/* PWT, PCD and PAT of a cache mode, by its place in the kernel's table. */
+enum cache_mode { WB, WC, UC_MINUS };
 
-    return rmpc_dmap_has_room(dmap, pfn, pages) ? change(dmap, &request, true) : -RMPC_EFAULT;
+int rmpc_set_memory(struct rmpc_dmap *dmap, enum rmpc_set_memory call, struct rmpc_pages pages)
+{
+    const struct rmpc_dmap_config *config = &dmap->config;
+    struct request request = {.pages = pages};
+    int error;
+
+    switch (call) {
+    case RMPC_SET_MEMORY_4K:
+        request.set = config->kernel.mark_4k ? RMPC_PTE_KERNEL_4K : 0;
+        request.force_split = true;
+        break;
+    case RMPC_SET_MEMORY_RO:
+        request.clear = RMPC_PTE_RW | (config->kernel.clear_d_with_rw ? RMPC_PTE_D : 0);
+        break;
+    case RMPC_SET_MEMORY_RW:
+        request.set = RMPC_PTE_RW;
+        break;
+    case RMPC_SET_MEMORY_ROX:
+        request.clear = RMPC_PTE_RW | RMPC_PTE_D | RMPC_PTE_NX;
+        request.collapse = config->kernel.collapse;
+        break;
+    case RMPC_SET_MEMORY_NX:
+        request.set = RMPC_PTE_NX;
+        break;
+    case RMPC_SET_MEMORY_X:
+        request.clear = RMPC_PTE_NX;
+        break;
+    case RMPC_SET_MEMORY_NP_NOALIAS:
+        request.no_aliases = true;
+        request.clear = RMPC_PTE_P;
+        break;
+    case RMPC_SET_MEMORY_NP:
+        request.clear = RMPC_PTE_P;
+        break;
+    case RMPC_SET_MEMORY_P:
+        request.set = RMPC_PTE_P;
+        break;
+    case RMPC_SET_MEMORY_GLOBAL:
+        request.set = RMPC_PTE_G;
+        break;
+    case RMPC_SET_MEMORY_NONGLOBAL:
+        request.clear = RMPC_PTE_G;
+        break;
+    case RMPC_SET_MEMORY_UC:
+        request.set = config->cache_modes[UC_MINUS];
+        break;
+    case RMPC_SET_MEMORY_WC: /* first uncached, so that no page is ever mapped both ways */
+        request.set = config->cache_modes[UC_MINUS];
+        error = change(dmap, &request);
+        if (error)
+            return error;
+        request.set = config->cache_modes[WC];
+        request.clear = CACHE_MODE;
+        break;
+    case RMPC_SET_MEMORY_WB:
+        request.clear = CACHE_MODE;
+        break;
+    case RMPC_SET_MEMORY_ENCRYPTED:
+        request.set = config->c_bit;
+        break;
+    case RMPC_SET_MEMORY_DECRYPTED:
+        request.clear = config->c_bit;
+        break;
+    case RMPC_SET_MEMORY_END:
+    default:
+        return -RMPC_EFAULT;
+    }
+    return change(dmap, &request);
+}
+
+int rmpc_change_page_attr(struct rmpc_dmap *dmap, struct rmpc_pages pages, uint64_t set, uint64_t clear)
+{
+    struct request request = {.pages = pages, .set = set, .clear = clear};
+
+    if ((set | clear) & RMPC_PTE_ADDRESS & ~dmap->config.c_bit)
+        return -RMPC_EFAULT;
+    return change(dmap, &request);
 }
 
 int rmpc_set_direct_map_valid_noflush(struct rmpc_dmap *dmap, uint64_t pfn, uint64_t pages, bool valid)
 {
     const uint64_t bits = RMPC_PTE_P | RMPC_PTE_RW;
-    struct request request = {.va = rmpc_dmap_address(dmap, pfn), .pages = pages};
+    struct request request = {
+        .pages = rmpc_dmap_pages(dmap, pfn, pages),
+        .no_aliases = true,
+        .no_flush = true,
+    };
 
     if (valid)
         request.set = bits;
     else
         request.clear = bits | (dmap->config.kernel.clear_d_with_rw ? RMPC_PTE_D : 0);
-    return rmpc_dmap_has_room(dmap, pfn, pages) ? change(dmap, &request, false) : -RMPC_EFAULT;
+    return rmpc_dmap_has_room(dmap, pfn, pages) ? change(dmap, &request) : -RMPC_EFAULT;
 }
 
 int rmpc_set_direct_map_invalid_noflush(struct rmpc_dmap *dmap, uint64_t pfn)

@@ -36,6 +36,9 @@ static bool config_is_possible(const struct rmpc_dmap_config *config)
         return false;
     if (config->large_level < 1 || config->large_level > 3)
         return false;
+    for (int i = 0; i < 6; i++)
+        if (config->cache_modes[i] & ~(RMPC_PTE_PWT | RMPC_PTE_PCD | RMPC_PTE_PAT))
+            return false;
     kernel_half = UINT64_MAX << (config->levels == 5 ? 56 : 47);
     limit = config->levels == 5 ? RMPC_PHYSICAL_LIMIT : UINT64_C(1) << 46;
     if (config->page_offset % SIZE_1G || config->page_offset < kernel_half || config->page_offset > UINT64_MAX - limit)
@@ -221,14 +224,39 @@ static uint64_t *boot_table_below(struct rmpc_dmap *dmap, uint64_t *slot, int le
     return rmpc_table_at(dmap, *slot);
 }
 
+/* Leaf flags at boot. */
+static uint64_t boot_flags(const struct rmpc_dmap *dmap, int level)
+{
+    return (RMPC_PTE_KERNEL | dmap->config.c_bit | (level > 1 ? RMPC_PTE_PSE : 0)) & dmap->config.default_mask;
+}
+
+/* Hang a table of 512 leaves into an empty slot whose span, from physical address start, lies all in the piece: what
+ * step 4 comes to there, with each byte written once.  false: no page for it. */
+static bool fill_whole(struct rmpc_dmap *dmap, uint64_t *slot, uint64_t start, int level)
+{
+    const int below = level - 1;
+    const unsigned shift = 12 + 9 * ((unsigned)below - 1);
+    const uint64_t first = rmpc_pte_make(start, boot_flags(dmap, below), dmap->config.c_bit);
+    const uint64_t pa = rmpc_table_alloc(dmap, below);
+    uint64_t *table;
+
+    if (pa == RMPC_NO_PAGE)
+        return false;
+    table = rmpc_table_at(dmap, pa);
+    for (unsigned i = 0; i < TABLE_ENTRIES; i++)
+        table[i] = first + ((uint64_t)i << shift);
+    *slot = pa | RMPC_PTE_BOOT_TABLE | dmap->config.c_bit;
+    dmap->counters.pages[below] += TABLE_ENTRIES;
+    return true;
+}
+
 /* Section 2.1 step 4, for one table: map what of [start, end) lies in it.  table_va is the address that its first
  * slot maps. */
 static void fill(struct boot *boot, uint64_t *table, uint64_t table_va, int level, const struct piece *piece)
 {
     struct rmpc_dmap *dmap = boot->dmap;
     const uint64_t size = rmpc_level_size(level);
-    const uint64_t flags = (RMPC_PTE_KERNEL | dmap->config.c_bit | (level > 1 ? RMPC_PTE_PSE : 0)) &
-                           dmap->config.default_mask;
+    const uint64_t flags = boot_flags(dmap, level);
     uint64_t start = table_va - dmap->config.page_offset; /* of a level-5 slot it may lie below physical 0 */
 
     for (unsigned i = 0; i < TABLE_ENTRIES && boot->status == RMPC_OK; i++, start += size) {
@@ -249,6 +277,14 @@ static void fill(struct boot *boot, uint64_t *table, uint64_t table_va, int leve
                 *slot = rmpc_pte_make(start, flags, dmap->config.c_bit);
             dmap->counters.pages[level]++;
             boot->last = start + size;
+            continue;
+        }
+        if (!*slot && (level == 2 || level - 1 == piece->largest) && piece->start <= start &&
+            start + size <= piece->end) {
+            if (fill_whole(dmap, slot, start, level))
+                boot->last = start + size;
+            else
+                boot->status = RMPC_ERR_NOMEM;
             continue;
         }
         below = boot_table_below(dmap, slot, level);
@@ -411,13 +447,13 @@ enum rmpc_status rmpc_dmap_boot(struct rmpc_dmap *dmap, const struct rmpc_boot_m
     }
     if (boot.status == RMPC_OK)
         map_memory_in(&boot, point, top);
+    dmap->page_total = rmpc_dmap_page_total(&dmap->counters);
     return boot.status;
 }
 
 /* ---- rebuilding ---- */
 
-/* The slot of this level for an address, through existing tables; NULL: a table is missing. */
-static uint64_t *slot_at(const struct rmpc_dmap *dmap, uint64_t va, int level)
+uint64_t *rmpc_slot_at(const struct rmpc_dmap *dmap, uint64_t va, int level)
 {
     uint64_t pointer = dmap->root;
 
@@ -453,7 +489,7 @@ static enum rmpc_status free_slot(struct rmpc_dmap *dmap, uint64_t va, int level
 {
     if (level < 1 || level > highest || va % rmpc_level_size(level))
         return RMPC_ERR_ARGUMENT;
-    *slot = slot_at(dmap, va, level);
+    *slot = rmpc_slot_at(dmap, va, level);
     return *slot && !**slot ? RMPC_OK : RMPC_ERR_STATE;
 }
 
@@ -492,7 +528,7 @@ enum rmpc_status rmpc_dmap_put_leaf(struct rmpc_dmap *dmap, uint64_t va, int lev
 enum rmpc_status rmpc_dmap_put_high_path(struct rmpc_dmap *dmap)
 {
     for (int level = dmap->config.levels; level > 2; level--) {
-        uint64_t *slot = slot_at(dmap, RMPC_HIGH_MAP, level);
+        uint64_t *slot = rmpc_slot_at(dmap, RMPC_HIGH_MAP, level);
         if (!slot)
             return RMPC_ERR_STATE;
         if (*slot && !rmpc_pte_is_table(*slot, level))

@@ -22,6 +22,17 @@ static inline unsigned rmpc_table_index(uint64_t va, int level)
     return (unsigned)(va >> (12 + 9 * (level - 1))) % TABLE_ENTRIES;
 }
 
+/* The slot of this level for an address, through existing tables; NULL: a table is missing. */
+uint64_t *rmpc_slot_at(const struct rmpc_dmap *dmap, uint64_t va, int level);
+
+/* The frame that the kernel's address arithmetic gives for an address of the direct map or the high mapping. */
+static inline uint64_t rmpc_frame_of(const struct rmpc_dmap *dmap, uint64_t va)
+{
+    if (va >= RMPC_HIGH_MAP)
+        return (va - RMPC_HIGH_MAP + dmap->config.image.phys_base) >> RMPC_PAGE_SHIFT;
+    return (va - dmap->config.page_offset) >> RMPC_PAGE_SHIFT;
+}
+
 /* A page for a table of entries of this level, reported; RMPC_NO_PAGE: none left.  Contents undefined. */
 uint64_t rmpc_table_alloc(struct rmpc_dmap *dmap, int level);
 

@@ -13,10 +13,13 @@ enum rmpc_status rmpc_kernel_init(struct rmpc_kernel *kernel, int major, int min
     *kernel = (struct rmpc_kernel){
         .major = major,
         .minor = minor,
+        .rox = from(major, minor, 6, 2),
+        .primary_always = from(major, minor, 6, 2),
         .clear_d_with_rw = from(major, minor, 6, 6),
         .snp_host = from(major, minor, 6, 9),
         .set_valid = from(major, minor, 6, 13),
         .mark_4k = from(major, minor, 6, 15),
+        .collapse = from(major, minor, 6, 15),
     };
     return RMPC_OK;
 }

@@ -58,6 +58,12 @@ uint64_t rmpc_mem_alloc(struct rmpc_mem *mem)
     return pa;
 }
 
+void rmpc_mem_free(struct rmpc_mem *mem, uint64_t pa)
+{
+    if (mem->free)
+        mem->free(mem->user, pa);
+}
+
 enum rmpc_status rmpc_mem_read(const struct rmpc_mem *mem, uint64_t pa, void *out, size_t size)
 {
     const void *host = rmpc_mem_at(mem, pa, size);
@@ -112,6 +118,7 @@ size_t rmpc_extents_find(const struct rmpc_extent *extents, size_t count, uint64
 
 void rmpc_pool_init(struct rmpc_pool *pool)
 {
+    pool->freed = RMPC_NO_PAGE;
     pool->next = 0;
     if (pool->memory_count) {
         const struct rmpc_extent *top = &pool->memory[pool->memory_count - 1];
@@ -134,10 +141,19 @@ static bool is_busy(const struct rmpc_pool *pool, uint64_t pfn)
     return low < pool->busy_count && pool->busy[low] == pfn;
 }
 
-uint64_t rmpc_pool_alloc(void *user)
+/* Is this page of memory and touches nothing reserved? */
+static bool is_allocatable(const struct rmpc_pool *pool, uint64_t pa)
 {
-    struct rmpc_pool *pool = user;
+    size_t m = rmpc_extents_find(pool->memory, pool->memory_count, pa);
+    size_t r = rmpc_extents_find(pool->reserved, pool->reserved_count, pa);
 
+    return m < pool->memory_count && pa >= pool->memory[m].base &&
+           (r == pool->reserved_count || pool->reserved[r].base >= pa + RMPC_PAGE_SIZE);
+}
+
+/* The highest frame that never was given out, as an address; pool->next is left just above it. */
+static uint64_t highest_fresh(struct rmpc_pool *pool)
+{
     while (pool->next) {
         uint64_t pfn = pool->next - 1;
         uint64_t pa = pfn << RMPC_PAGE_SHIFT;
@@ -150,11 +166,52 @@ uint64_t rmpc_pool_alloc(void *user)
         } else if (r < pool->reserved_count && pool->reserved[r].base < pa + RMPC_PAGE_SIZE) {
             /* reserved extents may start inside the page: skip all that they touch */
             pool->next = pool->reserved[r].base < pa ? pool->reserved[r].base >> RMPC_PAGE_SHIFT : pfn;
-        } else {
+        } else if (is_busy(pool, pfn)) {
             pool->next = pfn;
-            if (!is_busy(pool, pfn))
-                return pa;
+        } else {
+            return pa;
         }
     }
     return RMPC_NO_PAGE;
+}
+
+/* Where a freed page keeps its link; NULL at the end of the list. */
+static uint64_t *link_of(const struct rmpc_pool *pool, uint64_t pa)
+{
+    return pa == RMPC_NO_PAGE ? NULL : rmpc_mem_at(pool->mem, pa, RMPC_PAGE_SIZE);
+}
+
+uint64_t rmpc_pool_alloc(void *user)
+{
+    struct rmpc_pool *pool = user;
+    uint64_t fresh = highest_fresh(pool);
+    uint64_t freed = pool->freed;
+    const uint64_t *link = link_of(pool, freed);
+
+    if (link && (fresh == RMPC_NO_PAGE || freed > fresh)) {
+        /* links fall; anything else was not written here, and ends the list */
+        pool->freed = *link < freed ? *link : RMPC_NO_PAGE;
+        return freed;
+    }
+    if (fresh != RMPC_NO_PAGE)
+        pool->next = fresh >> RMPC_PAGE_SHIFT;
+    return fresh;
+}
+
+void rmpc_pool_free(void *user, uint64_t pa)
+{
+    struct rmpc_pool *pool = user;
+    uint64_t *place = &pool->freed;
+    uint64_t *link = link_of(pool, pa);
+
+    if (!link || !is_allocatable(pool, pa))
+        return;
+    while (*place != RMPC_NO_PAGE && *place > pa) {
+        uint64_t *below = link_of(pool, *place);
+        if (!below || (*below != RMPC_NO_PAGE && *below >= *place))
+            break;
+        place = below;
+    }
+    *link = *place;
+    *place = pa;
 }

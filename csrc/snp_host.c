@@ -30,7 +30,7 @@ int rmpc_adjust_direct_map(struct rmpc_host *host, uint64_t pfn, int level)
     walk = rmpc_dmap_lookup(host->dmap, rmpc_dmap_address(host->dmap, pfn));
     if (!walk.entry || !*walk.entry || walk.level == 1)
         return 0;
-    return rmpc_set_memory_4k(host->dmap, pfn, 1);
+    return rmpc_set_memory(host->dmap, RMPC_SET_MEMORY_4K, rmpc_dmap_pages(host->dmap, pfn, 1));
 }
 
 int rmpc_host_rmpupdate(struct rmpc_host *host, uint64_t pfn, struct rmpc_rmp_state input)

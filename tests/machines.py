@@ -6,12 +6,12 @@ The maps are chosen so that what a rule does to them can be worked out by hand: 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rmpcore.machine import Machine
 from rmpcore.maps import PAGE_OFFSETS, KernelImage, MachineMap
-from rmpcore.ops import Event, EventKind, Kind, Op, Result, make_op
+from rmpcore.ops import Event, EventKind, Flavour, Kind, Op, Result, make_op
 from rmpcore.state import State, entries
 
 KIB = 1 << 10
@@ -23,10 +23,15 @@ FRAME_MASK = 0x000F_FFFF_FFFF_F000
 # Flags of a page-table entry (direct-map §1)
 P = 1 << 0
 RW = 1 << 1
+PWT = 1 << 3
+PCD = 1 << 4
 A = 1 << 5
 D = 1 << 6
 PSE = 1 << 7
+PAT = 1 << 7  # at level 1 the bit that is PSE above
 G = 1 << 8
+SOFTW1 = 1 << 9
+SOFTW2 = 1 << 10
 SOFTW3 = 1 << 11
 PAT_LARGE = 1 << 12
 NX = 1 << 63
@@ -152,6 +157,17 @@ class Host:
         assert result.kind == Kind.KERNEL, result
         return result.ret
 
+    def change(
+        self, name: str, pfns: Sequence[int], flavour: Flavour = Flavour.RANGE, high: int = 0, **args: int
+    ) -> int:
+        """Call a function that changes attributes, in one of its flavours; a range is from the first frame to the
+        last."""
+        if flavour == Flavour.RANGE:
+            return self.call(name, pfn=pfns[0], pages=pfns[-1] + 1 - pfns[0], high=high, **args)
+        for pfn in pfns:
+            assert self.call("cpa_address", pfn=pfn, high=high) == 0
+        return self.call(name, pfn=0, pages=len(pfns), flavour=flavour, **args)
+
     def insn(self, name: str, **args: int) -> int:
         """Execute an instruction that must not fault; the code in EAX."""
         result = self.do(name, **args)
@@ -225,6 +241,31 @@ def continued(host: Host, state: State, **options: Any) -> Host:
     """A machine of the same backend, map and kernel that starts from a state."""
     options = {"kernel": host.machine.kernel} | options
     return Host(host.machine.backend, host.machine.map, state=state, **options)
+
+
+def small_pages(
+    backend: str, map_: MachineMap = SMALL, kernel: str = "6.12", pfn: int = 0x400, flags: dict[int, int] | None = None
+) -> Host:
+    """A machine in which the 2 MiB page at a frame is mapped by small pages without KERNEL_4K, some of them with other
+    flags."""
+    first = Host(backend, map_, kernel=kernel)
+    assert first.call("set_memory_4k", pfn=pfn, pages=1) == 0
+    fresh = first.leaf(pfn)[1] & ~SOFTW3
+    rows = {(0, 1, at << 12): entry(at << 12, bits) for at, bits in (flags or {}).items()}
+    return continued(first, with_leaves(first.state(), {(0, 1, pfn << 12): fresh} | rows))
+
+
+def entry(address: int, flags: int) -> int:
+    """An entry with this address and these flags (direct-map §1)."""
+    return address | flags if flags & P or not flags else inverted(address, flags)
+
+
+def read_only(
+    backend: str, map_: MachineMap, kernel: str, change: dict[tuple[int, int, int], int] | None = None
+) -> Host:
+    """A machine whose kernel has made its image read-only, some leaves of it replaced."""
+    first = Host(backend, map_, kernel=kernel)
+    return continued(first, changed(with_leaves(first.state(), change or {}), kernel_readonly=True))
 
 
 def inverted(address: int, flags: int) -> int:

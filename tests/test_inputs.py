@@ -441,7 +441,7 @@ def test_log_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         (b"ok\n\xff\n", ":2: not UTF-8"),
         (
             b'{"format": "rmpcore-rmp-ranges"}',
-            ": format: is 'rmpcore-rmp-ranges', not 'rmpcore-machine-map' or 'rmpcore-kernel-capture'",
+            ": format: is 'rmpcore-rmp-ranges', not 'rmpcore-machine-map', 'rmpcore-kernel-capture' or 'rmpcore-state'",
         ),
         (b"{}", ": format is missing"),
     ],

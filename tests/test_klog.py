@@ -106,9 +106,20 @@ def test_dump_of_one_entry_after_the_dump_of_its_region() -> None:
         ),
         (Event(EventKind.TABLE_ALLOC, level=2, a=0x5000), "table for 2M entries at 0x5000"),
         (Event(EventKind.ALLOC_FAIL, level=1), "no page for a table of 4K entries"),
+        (Event(EventKind.FLUSH_CACHE, a=0x1000, b=3), "flush cache lines of 3 pages from 0x1000"),
+        (Event(EventKind.FLUSH_CACHE_ALL), "flush all caches"),
+        (
+            Event(EventKind.W_AND_X, level=2, a=0x200000, b=0x80000000000001E3, c=0x1E3),
+            "2M entry at 0x200000 is writable and executable: flags 0x80000000000001e3 -> 0x00000000000001e3",
+        ),
+        (
+            Event(EventKind.COLLAPSE, level=2, a=0x200000, b=0x2001E1, c=0x5000),
+            "collapse table 0x5000 into 2M leaf 0x00000000002001e1 at 0x200000",
+        ),
+        (Event(EventKind.TABLE_FREE, a=0x5000), "table at 0x5000 given back"),
     ],
 )
-def test_what_the_kernel_does_not_log(event: Event, line: str) -> None:
+def test_line_of_our_own_for_every_other_event(event: Event, line: str) -> None:
     assert log(event, plain=True) == [line]
     assert log(event) == []
 

@@ -25,6 +25,7 @@ from machines import (
     U64,
     A,
     D,
+    G,
     Host,
     P,
     continued,
@@ -142,6 +143,18 @@ def test_split_not_present_1g(backend: str) -> None:
     assert host.leaf(0x40201) == (1, 0x40201000 | NX | 0x023)
     assert host.leaf(0x40400) == (2, inverted(0x40400000, NX | 0x020))
     assert host.leaf(0x7FFFF) == (2, inverted(0x7FE00000, NX | 0x020))
+
+
+def test_split_of_an_odd_not_present_1g(backend: str) -> None:
+    """direct-map §4.4b, c: a not-present 1 GiB leaf that still has PSE and G (as somebody else may have left it): the
+    2 MiB children have neither."""
+    first = Host(backend, HOLE, kernel="6.13")
+    odd = ~GIB & FRAME_MASK & -GIB | NX | A | PSE | G
+    host = continued(first, with_leaves(first.state(), {(0, 3, GIB): odd}))
+    assert host.leaf(0x40000) == (3, odd)
+    assert host.call("set_memory_4k", pfn=0x40000, pages=1) == 0
+    assert host.leaf(0x40200) == (2, inverted(0x40200000, NX | A))
+    assert host.leaf(0x40001) == (1, inverted(0x40001000, NX | A))
 
 
 def test_pat_moves_down(backend: str) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from machines import (
     GIB,
     HOLE,
@@ -38,7 +43,16 @@ from random_ops import random_trace
 from rmpcore.machine import BACKENDS, MachineError
 from rmpcore.maps import MachineMap
 from rmpcore.ops import pack_ops
-from rmpcore.state import COUNTERS, RMP_DTYPE, State, diff_states, entries
+from rmpcore.state import (
+    COUNTERS,
+    RMP_DTYPE,
+    State,
+    StateError,
+    diff_states,
+    entries,
+    state_from_json,
+    state_to_json,
+)
 
 
 def busy(backend: str, map_: MachineMap = SNP_IMAGE, seed: int = 7, length: int = 120, kernel: str = "7.3") -> Host:
@@ -92,6 +106,8 @@ CHANGES: dict[str, tuple[Callable[[State], State], tuple[str, ...]]] = {
     "inject": (lambda s: changed(s, inject=((3, 1),)), ("inject",)),
     "inject count": (lambda s: changed(s, inject=((3, 2),)), ("inject",)),
     "inject runs": (lambda s: changed(s, inject=((3, 1), (3, 1))), ("inject",)),
+    "addresses": (lambda s: changed(s, addresses=((5, 0),)), ("addresses",)),
+    "addresses high": (lambda s: changed(s, addresses=((5, 1),)), ("addresses",)),
     "fail skip": (lambda s: changed(s, fail_alloc=(1, 0)), ("fail_alloc",)),
     "fail count": (lambda s: changed(s, fail_alloc=(0, 1)), ("fail_alloc",)),
 } | {
@@ -286,6 +302,146 @@ def test_tables_in_other_frames(backend: str) -> None:
     assert host.leaf(0x400) == (2, BASE_LEAF)
     host.call("set_memory_4k", pfn=0x400, pages=1)
     assert tables(host.state())[2, 0x400000] == 0x3FFE000 | 0x063
+
+
+# saving
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_json_gives_the_same_state(backend: str, name: str) -> None:
+    """What is written as JSON is read back as it was, through text too."""
+    state = busy(backend, MAPS[name]).state()
+    state = changed(state, inject=((3, 1), (0, 2)), addresses=((0x400, 0), (0x1000, 1)), fail_alloc=(3, 4))
+    again = state_from_json(json.loads(json.dumps(state_to_json(state))))
+    assert list(diff_states(again, state, "loaded", "saved")) == []
+    assert again == state
+    for array in ("tables", "leaves", "rmp"):
+        assert getattr(again, array).dtype == getattr(state, array).dtype
+
+
+def test_json_of_a_machine_without_anything(backend: str) -> None:
+    """No leaf, no RMP entry: empty arrays of the right kind."""
+    state = Host(backend, SMALL).state()
+    empty = changed(state, leaves=state.leaves[:0], tables=state.tables[:0], mapped=(), kernel_readonly=True)
+    assert state_from_json(state_to_json(empty)) == empty
+
+
+def saved() -> dict[str, Any]:
+    """A state with something of everything, as JSON values."""
+    state = busy("native").state()
+    state = changed(state, inject=((3, 1),), addresses=((0x400, 0),), fail_alloc=(1, 1))
+    value: dict[str, Any] = json.loads(json.dumps(state_to_json(state)))
+    return value
+
+
+NOT_STATES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a key is missing": (lambda v: v.pop("addresses"), "addresses is missing"),
+    "a key too many": (lambda v: v.update(colour=1), "'colour' does not belong here"),
+    "a counter is missing": (lambda v: v["counters"].pop("flush_cache"), "counters: flush_cache is missing"),
+    "a counter too many": (lambda v: v["counters"].update(x=1), "counters: 'x' does not belong here"),
+    "counters is a list": (lambda v: v.update(counters=[]), "counters: is not an object"),
+    "a negative counter": (lambda v: v["counters"].update(psmash=-1), "counters.psmash: -0x1 is outside"),
+    "true is no number": (lambda v: v.update(max_pfn_mapped=True), "max_pfn_mapped: is not a number"),
+    "text that is no number": (lambda v: v.update(root="12"), "root: '12' is not a number in hexadecimal"),
+    "root above memory": (lambda v: v.update(root=1 << 52), "root: 0x10000000000000 is outside 0x0..0xfffffffffffff"),
+    "read-only": (lambda v: v.update(kernel_set_to_readonly=2), "kernel_set_to_readonly: 0x2 is outside 0x0..0x1"),
+    "a range that is empty": (lambda v: v.update(pfn_mapped=[[5, 5]]), "pfn_mapped[0][1]: 0x5 is outside 0x6.."),
+    "ranges out of order": (lambda v: v.update(pfn_mapped=[[9, 10], [1, 2]]), "pfn_mapped[1][0]: 0x1 is outside 0xb.."),
+    "ranges that touch": (lambda v: v.update(pfn_mapped=[[1, 2], [2, 3]]), "pfn_mapped[1][0]: 0x2 is outside 0x3.."),
+    "a table of level 1": (lambda v: v["tables"][0].__setitem__(0, 1), "tables[0][0]: 0x1 is outside 0x2..0x5"),
+    "a table entry of zero": (lambda v: v["tables"][0].__setitem__(2, 0), "tables[0][2]: 0x0 is outside 0x1.."),
+    "a table twice": (lambda v: v["tables"].append(v["tables"][0]), "tables: the level-4 entry at 0x0 is given twice"),
+    "a leaf of level 4": (lambda v: v["leaves"][0].__setitem__(0, 4), "leaves[0][0]: 0x4 is outside 0x1..0x3"),
+    "a leaf between slots": (
+        lambda v: v["leaves"].append([2, "0x1000", 1, "0x1e3", 0]),
+        ": 0x1000 is not the start of a level-2 entry",
+    ),
+    "a leaf twice": (
+        lambda v: v["high_leaves"].append(v["high_leaves"][0]),
+        ": the level-2 entry at 0x1200000 is given twice",
+    ),
+    "a run without tables for it": (
+        lambda v: v["leaves"].append([1, "0x0", 1 << 30, "0x163", 4096]),
+        "more level-1 entries than the tables have room for",
+    ),
+    "a run without end": (lambda v: v["leaves"].append([1, "0x0", 1 << 62, "0x163", 4096]), "is outside 0x1.."),
+    "a run through zero": (
+        lambda v: v["leaves"].append([3, "0x80000000", 2, "0x40000000", -0x40000000]),
+        "the run goes through zero",
+    ),
+    "a high leaf of level 3": (lambda v: v["high_leaves"][0].__setitem__(0, 3), "high_leaves[0][0]: 0x3 is outside"),
+    "an RMP run of zeros": (lambda v: v.update(rmp=[["0x1", 2, "0x0", 0, "0x0"]]), "rmp[0]: the run has an entry"),
+    "RMP runs out of order": (
+        lambda v: v.update(rmp=[["0x5", 2, "0x1", 0, "0x0"], ["0x6", 1, "0x1", 0, "0x0"]]),
+        "rmp[1][0]: 0x6 is outside 0x7..",
+    ),
+    "more RMP entries than can be": (
+        lambda v: v.update(rmp=[["0x0", 1 << 40, "0x1", 0, "0x0"]]),
+        "rmp[0][1]: more than",
+    ),
+    "an RMP run past the end": (
+        lambda v: v.update(rmp=[["0xffffffffff", 2, "0x1", 0, "0x0"]]),
+        "rmp[0][1]: 0x2 is outside 0x1..0x1",
+    ),
+    "a code": (lambda v: v.update(inject=[[256, 1]]), "inject[0][0]: 0x100 is outside 0x0..0xff"),
+    "no code": (lambda v: v.update(inject=[[3, 0]]), "inject[0][1]: 0x0 is outside 0x1.."),
+    "too many codes": (lambda v: v.update(inject=[[3, 1]] * 65), "inject: has 65 elements, more than 64"),
+    "too many addresses": (
+        lambda v: v.update(addresses=[[1, 0]] * 1025),
+        "addresses: has 1025 elements, more than 1024",
+    ),
+    "high": (lambda v: v.update(addresses=[[1, 2]]), "addresses[0][1]: 0x2 is outside 0x0..0x1"),
+    "fail_alloc": (lambda v: v.update(fail_alloc=[1]), "fail_alloc: has 1 elements, not 2"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_STATES)
+def test_what_is_no_state_is_refused_in_one_line(name: str) -> None:
+    change, words = NOT_STATES[name]
+    value = saved()
+    assert state_from_json(value) is not None
+    change(value)
+    with pytest.raises(StateError) as caught:
+        state_from_json(value, "s.json")
+    assert str(caught.value).startswith("s.json: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, [], 3, "state", {}])
+def test_other_values_are_no_states(value: object) -> None:
+    with pytest.raises(StateError):
+        state_from_json(value)
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 3), st.floats(), st.text(max_size=3), st.just([]), st.just({})
+)
+
+
+@given(data=st.data(), junk=JUNK)
+@settings(max_examples=80)
+def test_any_other_value_anywhere_is_a_state_or_refused(data: st.DataObject, junk: object) -> None:
+    tree = json.loads(saved_once())
+    node = tree
+    while True:
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 3)):
+            node = node[key]
+            continue
+        node[key] = junk
+        break
+    try:
+        state = state_from_json(tree)
+    except StateError as e:
+        assert "\n" not in str(e)
+        return
+    assert state_from_json(json.loads(json.dumps(state_to_json(state)))) == state
+
+
+@functools.cache
+def saved_once() -> str:
+    return json.dumps(saved())
 
 
 # contradictions

@@ -51,7 +51,8 @@ int main(void)
         {RMP_BASE, RMP_SIZE, NULL},
     };
     struct rmpc_pool pool = {.memory = memory, .memory_count = 3, .reserved = reserved, .reserved_count = 3};
-    struct rmpc_mem mem = {.ranges = ranges, .count = 4, .alloc = rmpc_pool_alloc, .user = &pool};
+    struct rmpc_mem mem = {
+        .ranges = ranges, .count = 4, .alloc = rmpc_pool_alloc, .free = rmpc_pool_free, .user = &pool};
     struct rmpc_boot_memory boot = {memory, 3, reserved, 3, e820, 3, MAX_PFN};
     struct rmpc_dmap_config config = {
         .levels = 4,
@@ -59,6 +60,7 @@ int main(void)
         .page_offset = UINT64_C(0xffff888000000000),
         .supported_mask = UINT64_MAX,
         .default_mask = UINT64_MAX,
+        .cache_modes = RMPC_CACHE_MODES_PAT,
     };
     struct rmpc_frames mapped[8];
     struct rmpc_hardware hardware;
@@ -71,6 +73,7 @@ int main(void)
     for (int i = 0; i < 4; i++)
         if ((status = rmpc_sparse_map(&ranges[i], i < 3)) != RMPC_OK)
             return fail("host memory", status);
+    pool.mem = &mem;
     rmpc_pool_init(&pool);
     if ((status = rmpc_kernel_init(&config.kernel, 6, 12)) != RMPC_OK)
         return fail("kernel", status);

@@ -54,15 +54,19 @@ struct rmpc_dmap_config {
     uint64_t supported_mask; /* entry bits that may be set */
     uint64_t default_mask;   /* entry bits of the boot-time mapping */
     uint64_t c_bit;          /* memory-encryption bit as a mask, or 0 */
+    uint64_t cache_modes[6]; /* PWT, PCD and PAT bits (small form) of WB, WC, UC-, UC, WT, WP */
     struct rmpc_image image;
     struct rmpc_kernel kernel;
 };
 
 struct rmpc_dmap_counters {
     uint64_t pages[4];  /* [1] 4K, [2] 2M, [3] 1G: the kernel's DirectMap counts; [0] unused */
-    uint64_t splits[4]; /* [2], [3]: direct_map_level2_splits, direct_map_level3_splits */
+    uint64_t splits[4];    /* [2], [3]: direct_map_level2_splits, direct_map_level3_splits */
+    uint64_t collapses[4]; /* [2], [3]: direct_map_level2_collapses, direct_map_level3_collapses */
     uint64_t flush_all;
     uint64_t flush_pages; /* pages flushed one by one */
+    uint64_t flush_cache; /* pages whose cache lines were flushed */
+    uint64_t flush_cache_all;
     uint64_t table_pages; /* page-table pages in use, the root included */
 };
 
@@ -70,6 +74,8 @@ struct rmpc_dmap_counters {
  * A direct map.  Read the fields as you like; change them only where it says so.
  *   mapped           mapped frame ranges, sorted and merged (kernel: pfn_mapped); room for mapped_room
  *   kernel_readonly  the kernel image is read-only by now; may be set
+ *   page_total       4 KiB pages that counters.pages stand for: splits and collapses leave it as it is.  Set it
+ *                    when you set counters.pages
  *   home             the range of mem that holds the root table and, as a rule, most others: looked at first
  */
 struct rmpc_dmap {
@@ -83,6 +89,7 @@ struct rmpc_dmap {
     uint64_t max_pfn_mapped;
     bool kernel_readonly;
     struct rmpc_dmap_counters counters;
+    uint64_t page_total;
     const struct rmpc_events *events;
 };
 
@@ -105,6 +112,9 @@ struct rmpc_boot_memory {
     size_t e820_count;
     uint64_t max_pfn; /* one past the highest usable frame */
 };
+
+/* The cache modes of a machine with PAT. */
+#define RMPC_CACHE_MODES_PAT {0x00, 0x08, 0x10, 0x18, 0x98, 0x88}
 
 /* Physical addresses that the direct map's part of the address space has room for: 2^46 with 4 levels, 2^52
  * with 5. */
@@ -148,7 +158,7 @@ enum rmpc_status rmpc_dmap_add_mapped(struct rmpc_dmap *dmap, uint64_t start, ui
 
 /*
  * Rebuild a direct map entry by entry, from the top level down (a recording, a saved state).  The caller
- * sets max_pfn_mapped, counters.pages and counters.splits.
+ * sets max_pfn_mapped, counters and page_total.
  *   root   physical address of the root table; the page is cleared
  *   table  raw entry that points to a table; that page is cleared
  *   leaf   any other non-zero entry
@@ -174,5 +184,30 @@ struct rmpc_dmap_entry {
  * overlap the range are reported too.  report returns false to stop. */
 void rmpc_dmap_list(const struct rmpc_dmap *dmap, uint64_t va, uint64_t size, int top_level,
                     bool (*report)(void *user, const struct rmpc_dmap_entry *entry), void *user);
+
+/* 4 KiB pages that these counts of leaves stand for (modulo 2^64, as the kernel counts). */
+uint64_t rmpc_dmap_page_total(const struct rmpc_dmap_counters *counters);
+
+/* What has to hold for a whole direct map at any time. */
+enum rmpc_invariant {
+    RMPC_INVARIANTS_HOLD = 0,
+    RMPC_BROKEN_ROOT,         /* the root table is a page of memory */
+    RMPC_BROKEN_TABLE_PAGE,   /* so is every other table */
+    RMPC_BROKEN_TABLE_SHARED, /* no two entries point to the same table */
+    RMPC_BROKEN_IDENTITY,     /* a leaf of the direct map maps the frame at its own offset, so none is mapped twice */
+    RMPC_BROKEN_COVERAGE,     /* mapped and missing bytes add up to the direct map's span */
+    RMPC_BROKEN_TABLE_COUNT,  /* counters.table_pages counts the tables there are */
+    RMPC_BROKEN_PAGE_COUNTS,  /* counters.pages stand for page_total pages */
+    RMPC_BROKEN_MAPPED,       /* mapped ranges are sorted, apart, and below max_pfn_mapped */
+    RMPC_INVARIANT_END
+};
+
+/* Check them all; the first that is broken.
+ *   scratch, room  space for counters.table_pages frame numbers (more is of no use)
+ *   where          virtual address of the entry at fault, when there is one */
+enum rmpc_invariant rmpc_dmap_validate(const struct rmpc_dmap *dmap, uint64_t *scratch, size_t room, uint64_t *where);
+
+/* The invariant's name; never NULL. */
+const char *rmpc_invariant_name(enum rmpc_invariant invariant);
 
 #endif

@@ -24,6 +24,11 @@ enum rmpc_event_kind {
     RMPC_EVENT_DUMP_REGION = 11,     /* a: frame asked for; b, c: first frame, one past the last */
     RMPC_EVENT_DUMP_ERROR = 12,      /* a: frame; code: negative errno */
     RMPC_EVENT_LEAK = 13,            /* a: first frame; b: pages */
+    RMPC_EVENT_FLUSH_CACHE = 14,     /* cache lines on every CPU; a: first virtual address; b: pages */
+    RMPC_EVENT_FLUSH_CACHE_ALL = 15, /* all caches of every CPU */
+    RMPC_EVENT_W_AND_X = 16,         /* level, a: virtual address of the entry's first byte; b, c: flags before, after */
+    RMPC_EVENT_COLLAPSE = 17,        /* level, a: virtual address, b: raw value of the new leaf; c: the table replaced */
+    RMPC_EVENT_TABLE_FREE = 18,      /* a: physical address of a page-table page that is given back */
     RMPC_EVENT_END
 };
 

@@ -12,10 +12,13 @@
 struct rmpc_kernel {
     int major;
     int minor;
+    bool rox;              /* 6.2: set_memory_rox() exists */
+    bool primary_always;   /* 6.2: changes of NX alone and set_direct_map_*() are primary runs too */
     bool clear_d_with_rw;  /* 6.6: D leaves together with RW */
     bool snp_host;         /* 6.9: the functions of snp_host.h exist */
     bool set_valid;        /* 6.13: set_direct_map_valid_noflush() exists */
     bool mark_4k;          /* 6.15: set_memory_4k() marks its pages KERNEL_4K */
+    bool collapse;         /* 6.15: set_memory_rox() puts large pages back together */
 };
 
 /* RMPC_ERR_KERNEL: older than 6.1, the first version whose rules are known. */

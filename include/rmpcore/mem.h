@@ -38,6 +38,7 @@ struct rmpc_range {
  *   ranges      sorted by base, not overlapping
  *   alloc       gives the physical address of a free page inside one of the ranges, with any contents,
  *               or RMPC_NO_PAGE
+ *   free        takes a page back that alloc gave, or that was in use before; may be NULL
  *   fail_skip,
  *   fail_count  for tests: after fail_skip more allocations, fail_count allocations find no page
  */
@@ -45,6 +46,7 @@ struct rmpc_mem {
     const struct rmpc_range *ranges;
     size_t count;
     uint64_t (*alloc)(void *user);
+    void (*free)(void *user, uint64_t pa);
     void *user;
     uint64_t fail_skip;
     uint64_t fail_count;
@@ -59,6 +61,9 @@ void *rmpc_mem_at(const struct rmpc_mem *mem, uint64_t pa, uint64_t size);
 /* A page for a table, or RMPC_NO_PAGE: the allocator's answer, checked to be a page of the memory. */
 uint64_t rmpc_mem_alloc(struct rmpc_mem *mem);
 
+/* Give a page back. */
+void rmpc_mem_free(struct rmpc_mem *mem, uint64_t pa);
+
 /* Copy bytes out of, or into, simulated memory.  RMPC_ERR_RANGE, and nothing copied, when not backed. */
 enum rmpc_status rmpc_mem_read(const struct rmpc_mem *mem, uint64_t pa, void *out, size_t size);
 enum rmpc_status rmpc_mem_write(const struct rmpc_mem *mem, uint64_t pa, const void *data, size_t size);
@@ -70,25 +75,30 @@ enum rmpc_status rmpc_extents_check(const struct rmpc_extent *extents, size_t co
 size_t rmpc_extents_find(const struct rmpc_extent *extents, size_t count, uint64_t address);
 
 /*
- * A page allocator for callers that have none: gives out the free frames of memory from the highest
- * down.  Free is what is in memory, touches no reserved extent, and is not listed as busy.
+ * A page allocator for callers that have none: gives out the highest free frame of memory.  Free is what is in
+ * memory, touches no reserved extent, is not listed as busy, and has not been given out.  A page that is given back
+ * and was never allocatable (a table among what is reserved) is not given out again.
+ *   mem                where freed pages keep their links, in their own first bytes
  *   memory, reserved   sorted extents as rmpc_extents_check() wants them (reserved may be unaligned)
  *   busy               sorted frame numbers already in use
- *   next               one past the next frame to look at; set by rmpc_pool_init()
+ * rmpc_pool_init() sets the rest.
  */
 struct rmpc_pool {
+    const struct rmpc_mem *mem;
     const struct rmpc_extent *memory;
     size_t memory_count;
     const struct rmpc_extent *reserved;
     size_t reserved_count;
     const uint64_t *busy;
     size_t busy_count;
-    uint64_t next;
+    uint64_t next;  /* one past the next frame to look at */
+    uint64_t freed; /* the highest page given back, RMPC_NO_PAGE: none; each links to the next lower */
 };
 
 void rmpc_pool_init(struct rmpc_pool *pool);
 
-/* An alloc callback for struct rmpc_mem; user is the pool. */
+/* alloc and free callbacks for struct rmpc_mem; user is the pool. */
 uint64_t rmpc_pool_alloc(void *user);
+void rmpc_pool_free(void *user, uint64_t pa);
 
 #endif

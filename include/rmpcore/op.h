@@ -31,13 +31,34 @@ enum rmpc_op_code {
     RMPC_OP_DUMP_RMPENTRY = 11,      /* addr: frame */
     RMPC_OP_SNP_LEAK_PAGES = 12,     /* addr: frame; count: pages */
     RMPC_OP_LOOKUP = 13,             /* addr: frame */
-    RMPC_OP_SET_MEMORY_4K = 14,      /* addr: frame; count: pages */
+    RMPC_OP_SET_MEMORY_4K = 14,      /* this and the others marked CPA: addr: frame; count: pages; level: flavour;
+                                        flags: high */
     RMPC_OP_SET_DIRECT_MAP_INVALID_NOFLUSH = 15, /* addr: frame */
     RMPC_OP_SET_DIRECT_MAP_DEFAULT_NOFLUSH = 16, /* addr: frame */
     RMPC_OP_SET_DIRECT_MAP_VALID_NOFLUSH = 17,   /* addr: frame; count: pages; flags: valid */
     /* controls of the model */
     RMPC_OP_INJECT = 18,     /* id: code; count: instructions */
     RMPC_OP_FAIL_ALLOC = 19, /* addr: allocations that succeed first; count: allocations that fail */
+    /* kernel functions again */
+    RMPC_OP_SET_MEMORY_RO = 20, /* CPA, as all to SET_MEMORY_DECRYPTED */
+    RMPC_OP_SET_MEMORY_RW = 21,
+    RMPC_OP_SET_MEMORY_ROX = 22,
+    RMPC_OP_SET_MEMORY_NX = 23,
+    RMPC_OP_SET_MEMORY_X = 24,
+    RMPC_OP_SET_MEMORY_NP = 25,
+    RMPC_OP_SET_MEMORY_P = 26,
+    RMPC_OP_SET_MEMORY_NP_NOALIAS = 27,
+    RMPC_OP_SET_MEMORY_GLOBAL = 28,
+    RMPC_OP_SET_MEMORY_NONGLOBAL = 29,
+    RMPC_OP_SET_MEMORY_UC = 30,
+    RMPC_OP_SET_MEMORY_WC = 31,
+    RMPC_OP_SET_MEMORY_WB = 32,
+    RMPC_OP_SET_MEMORY_ENCRYPTED = 33,
+    RMPC_OP_SET_MEMORY_DECRYPTED = 34,
+    RMPC_OP_CHANGE_PAGE_ATTR_SET = 35,   /* CPA; gpa: entry bits in small form */
+    RMPC_OP_CHANGE_PAGE_ATTR_CLEAR = 36, /* CPA; gpa: entry bits in small form */
+    /* control of the model: list an address for the array flavours */
+    RMPC_OP_CPA_ADDRESS = 37, /* addr: frame; flags: high */
     RMPC_OP_END
 };
 
@@ -47,7 +68,16 @@ enum rmpc_op_flag {
     RMPC_OP_IMMUTABLE = 1 << 2,
     RMPC_OP_VALID = 1 << 3,
     RMPC_OP_GUEST = 1 << 4, /* executed with a non-zero current ASID */
-    RMPC_OP_USER = 1 << 5   /* executed at CPL 3 */
+    RMPC_OP_USER = 1 << 5,  /* executed at CPL 3 */
+    RMPC_OP_HIGH = 1 << 6   /* the frame's address in the high mapping */
+};
+
+/* How a CPA op says which pages it means (its level). */
+enum rmpc_flavour {
+    RMPC_FLAVOUR_RANGE = 0, /* count pages from addr */
+    RMPC_FLAVOUR_ARRAY = 1, /* the first count addresses listed; addr is 0.  The list is empty afterwards */
+    RMPC_FLAVOUR_PAGES = 2, /* likewise, and none of them in the high mapping */
+    RMPC_FLAVOUR_END
 };
 
 struct rmpc_op {
@@ -88,10 +118,15 @@ struct rmpc_result {
 };
 static_assert(sizeof(struct rmpc_result) == 24, "result records cross to other languages");
 
-/* A machine: everything that ops act on.  host.rmp may be NULL. */
+#define RMPC_ADDRESSES 1024
+
+/* A machine: everything that ops act on.  host.rmp may be NULL.
+ *   addresses  virtual addresses listed for the array flavours, the first address_count of them */
 struct rmpc_machine {
     struct rmpc_mem *mem;
     struct rmpc_host host;
+    uint64_t addresses[RMPC_ADDRESSES];
+    size_t address_count;
 };
 
 /* The op's name in the text form; NULL: no such op. */

@@ -33,7 +33,8 @@ from rmpcore.ops import (
     pack_ops,
     parse_op,
 )
-from rmpcore.state import State, diff_states
+from rmpcore.start import Start, read_start
+from rmpcore.state import State, StateError, diff_states, state_from_json, state_to_json
 
 __version__ = "0.1.0"
 
@@ -60,7 +61,9 @@ __all__ = [
     "Result",
     "ResultFlag",
     "RmpError",
+    "Start",
     "State",
+    "StateError",
     "diff_states",
     "format_op",
     "format_result",
@@ -69,6 +72,9 @@ __all__ = [
     "make_op",
     "pack_ops",
     "parse_op",
+    "read_start",
+    "state_from_json",
+    "state_to_json",
 ]
 
 

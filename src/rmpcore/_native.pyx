@@ -13,7 +13,7 @@ from libc.stdlib cimport free, realloc
 from rmpcore._rmpc cimport *
 
 from rmpcore.machine import MachineError, RmpError
-from rmpcore.ops import EVENT_DTYPE, OP_DTYPE, RESULT_DTYPE, Op, Result
+from rmpcore.ops import EVENT_DTYPE, OP_DTYPE, RESULT_DTYPE, Op, OpCode, OpFlag, Result
 from rmpcore.state import ENTRY_DTYPE, RMP_DTYPE, State
 
 _CHANGES = "6.1, 6.2, 6.6, 6.9, 6.13, 6.14, 6.15"
@@ -178,6 +178,7 @@ cdef class NativeMachine:
         return 0
 
     cdef int _configure(self, rmpc_dmap_config *config, kernel) except -1:
+        cdef int i
         map = self._map  # noqa: A001
         version = re.match(r"(\d{1,4})\.(\d{1,4})(?!\d)", kernel) if isinstance(kernel, str) else None
         if version is None or rmpc_kernel_init(&config.kernel, int(version[1]), int(version[2])) != RMPC_OK:
@@ -189,6 +190,8 @@ cdef class NativeMachine:
         config.supported_mask = map.supported_mask
         config.default_mask = map.default_mask
         config.c_bit = map.c_bit
+        for i, bits in enumerate(map.cachemodes):
+            config.cache_modes[i] = bits
         config.image = rmpc_image(0, 0, 0, 0, 0, 0)
         if map.image is not None:
             config.image.text = map.image.text
@@ -242,6 +245,7 @@ cdef class NativeMachine:
         self.e820 = <rmpc_e820 *>self._calloc(len(map.e820), sizeof(rmpc_e820))
         for i, (base, size, kind) in enumerate(map.e820):
             self.e820[i] = rmpc_e820(base, size, kind & 0xFFFFFFFF)
+        self.pool.mem = &self.mem
         self.pool.memory = self.memory
         self.pool.memory_count = len(map.memory)
         self.pool.reserved = self.reserved
@@ -250,6 +254,7 @@ cdef class NativeMachine:
         self.mem.ranges = self.ranges
         self.mem.count = self.range_count
         self.mem.alloc = rmpc_pool_alloc
+        self.mem.free = rmpc_pool_free
         self.mem.user = &self.pool
         return 0
 
@@ -361,13 +366,20 @@ cdef class NativeMachine:
         self.dmap.kernel_readonly = bool(state.kernel_readonly)
         for level, name in ((1, "4k"), (2, "2m"), (3, "1g")):
             self.dmap.counters.pages[level] = counters.get(f"direct_map_{name}", 0)
+        self.dmap.page_total = rmpc_dmap_page_total(&self.dmap.counters)
         for level in (2, 3):
             self.dmap.counters.splits[level] = counters.get(f"level{level}_splits", 0)
+            self.dmap.counters.collapses[level] = counters.get(f"level{level}_collapses", 0)
         self.dmap.counters.flush_all = counters.get("flush_all", 0)
         self.dmap.counters.flush_pages = counters.get("flush_pages", 0)
+        self.dmap.counters.flush_cache = counters.get("flush_cache", 0)
+        self.dmap.counters.flush_cache_all = counters.get("flush_cache_all", 0)
         self.machine.host.leaked_pages = counters.get("leaked_pages", 0)
         self.machine.host.retries = counters.get("rmpupdate_retries", 0)
         self.mem.fail_skip, self.mem.fail_count = state.fail_alloc
+        for pfn, high in state.addresses:
+            if self.apply(Op(OpCode.cpa_address, 0, OpFlag.HIGH if high else 0, 0, pfn)).kind:
+                raise MachineError(f"state: listed address of frame {pfn:#x} is not one that can be listed")
         return 0
 
     cdef int _load_rmp(self, state) except -1:
@@ -467,8 +479,12 @@ cdef class NativeMachine:
             "direct_map_1g": c.pages[3],
             "level2_splits": c.splits[2],
             "level3_splits": c.splits[3],
+            "level2_collapses": c.collapses[2],
+            "level3_collapses": c.collapses[3],
             "flush_all": c.flush_all,
             "flush_pages": c.flush_pages,
+            "flush_cache": c.flush_cache,
+            "flush_cache_all": c.flush_cache_all,
             "table_pages": c.table_pages,
             "rmpupdate": self.rmp.counters.rmpupdate,
             "psmash": self.rmp.counters.psmash,
@@ -488,8 +504,29 @@ cdef class NativeMachine:
             kernel_readonly=bool(self.dmap.kernel_readonly),
             inject=tuple([(self.rmp.inject.runs[i].code, self.rmp.inject.runs[i].count)
                           for i in range(self.rmp.inject.count)]),
+            addresses=tuple([self._listed(self.machine.addresses[i]) for i in range(self.machine.address_count)]),
             fail_alloc=(self.mem.fail_skip, self.mem.fail_count),
         )
+
+    cdef _listed(self, uint64_t va):
+        # An address of cpa_address as (frame, 1 for high).
+        if va >= RMPC_HIGH_MAP:
+            return ((va - RMPC_HIGH_MAP + self.dmap.config.image.phys_base) >> 12, 1)
+        return ((va - self.dmap.config.page_offset) >> 12, 0)
+
+    def validate(self):
+        cdef uint64_t where
+        cdef rmpc_invariant broken
+        cdef uint64_t *scratch
+        with self.lock:
+            room = self.dmap.counters.table_pages
+            scratch = <uint64_t *>self._calloc(room, sizeof(uint64_t))
+            with nogil:
+                broken = rmpc_dmap_validate(&self.dmap, scratch, self.dmap.counters.table_pages, &where)
+            PyMem_Free(scratch)
+        if broken == RMPC_INVARIANTS_HOLD:
+            return None
+        return f"{rmpc_invariant_name(broken).decode()}: at virtual address {where:#x}"
 
     def record_events(self, on):
         with self.lock:

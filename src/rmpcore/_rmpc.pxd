@@ -40,11 +40,13 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         const rmpc_range *ranges
         size_t count
         uint64_t (*alloc)(void *user) noexcept
+        void (*free)(void *user, uint64_t pa) noexcept
         void *user
         uint64_t fail_skip
         uint64_t fail_count
     rmpc_status rmpc_extents_check(const rmpc_extent *extents, size_t count)
     struct rmpc_pool:
+        const rmpc_mem *mem
         const rmpc_extent *memory
         size_t memory_count
         const rmpc_extent *reserved
@@ -54,6 +56,7 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         uint64_t next
     void rmpc_pool_init(rmpc_pool *pool)
     uint64_t rmpc_pool_alloc(void *user) noexcept
+    void rmpc_pool_free(void *user, uint64_t pa) noexcept
 
     struct rmpc_rmp_entry:
         uint64_t lo
@@ -125,13 +128,17 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         uint64_t supported_mask
         uint64_t default_mask
         uint64_t c_bit
+        uint64_t cache_modes[6]
         rmpc_image image
         rmpc_kernel kernel
     struct rmpc_dmap_counters:
         uint64_t pages[4]
         uint64_t splits[4]
+        uint64_t collapses[4]
         uint64_t flush_all
         uint64_t flush_pages
+        uint64_t flush_cache
+        uint64_t flush_cache_all
         uint64_t table_pages
     struct rmpc_dmap:
         rmpc_dmap_config config
@@ -141,6 +148,7 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         uint64_t max_pfn_mapped
         bint kernel_readonly
         rmpc_dmap_counters counters
+        uint64_t page_total
     struct rmpc_boot_memory:
         const rmpc_extent *memory
         size_t memory_count
@@ -166,6 +174,12 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         bint table
     void rmpc_dmap_list(const rmpc_dmap *dmap, uint64_t va, uint64_t size, int top_level,
                         c_bool (*report)(void *user, const rmpc_dmap_entry *entry) noexcept, void *user)
+
+    uint64_t rmpc_dmap_page_total(const rmpc_dmap_counters *counters)
+    enum rmpc_invariant:
+        RMPC_INVARIANTS_HOLD
+    rmpc_invariant rmpc_dmap_validate(const rmpc_dmap *dmap, uint64_t *scratch, size_t room, uint64_t *where)
+    const char *rmpc_invariant_name(rmpc_invariant invariant)
 
     struct rmpc_host:
         rmpc_dmap *dmap
@@ -195,6 +209,8 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
     struct rmpc_machine:
         rmpc_mem *mem
         rmpc_host host
+        uint64_t addresses[1024]
+        size_t address_count
     const char *rmpc_op_name(unsigned op)
     unsigned rmpc_op_flags(unsigned op)
     void rmpc_machine_apply(rmpc_machine *machine, const rmpc_op *op, rmpc_result *result)

@@ -1,7 +1,7 @@
-"""The command line: ``rmpcore run``, ``rmpcore conform``, ``rmpcore decode``.
+"""The command line: ``rmpcore run``, ``pages``, ``conform``, ``selftest``, ``decode``.
 
-Exit status 0: all is well.  1: the backends disagree, or a recording fails.  2: bad input, told in one line on
-stderr.
+Exit status 0: all is well.  1: the backends disagree, or a recording or a self-test fails.  2: bad input, told in one
+line on stderr.
 """
 
 from __future__ import annotations
@@ -20,22 +20,35 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 import numpy as np
 
-from rmpcore.conform import Conformance, RecordingError
+from rmpcore.conform import Conformance
 from rmpcore.conform import conform as conform_file
 from rmpcore.decode import Field, decode_pte, decode_rmp_entry, describe_pte, describe_rmp_entry
 from rmpcore.inputs import load_map
 from rmpcore.klog import kernel_log
-from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike, RmpError
+from rmpcore.machine import BACKENDS, MachineError, MachineLike
 from rmpcore.maps import MachineMap, MapError
 from rmpcore.ops import LEVEL_NAMES, RESULT_DTYPE, Refusal, Result, format_result
+from rmpcore.pages import Pages, PagesError, diff_text, diff_to_json, pages_text, pages_to_json
+from rmpcore.plot import PlotError, plot, plot_format
+from rmpcore.proc import meminfo, vmstat
+from rmpcore.recording import RECORDED_STATES, RecordingError
 from rmpcore.replay import Disagreement, Lockstep, lockstep, outcomes, refused, replay
-from rmpcore.state import State, state_to_json
+from rmpcore.selftest import SelfTest, agreement
+from rmpcore.selftest import selftest as test_machine
+from rmpcore.start import HARDWARE, KERNEL, Rules, Start, dump_to_json, read_start
+from rmpcore.state import State, StateError
 from rmpcore.trace import Trace, TraceError, read_trace, write_results
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _LEVELS = {name: number for number, name in LEVEL_NAMES.items()}
+_KERNEL_HELP = f"Kernel whose rules hold.  [default: what a recording or state dump says, else {KERNEL}]"
+_HARDWARE_HELP = f"Profile: milan or genoa.  [default: what a state dump says, else {HARDWARE}]"
+_backend_option = click.option("--backend", type=click.Choice(BACKENDS), default="native", show_default=True)
+_kernel_option = click.option("--kernel", metavar="VERSION", help=_KERNEL_HELP)
+_hardware_option = click.option("--hardware", metavar="NAME", help=_HARDWARE_HELP)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class BadInputError(click.ClickException):
@@ -74,6 +87,10 @@ class _Output:
             write(self.file)
         except OSError as e:
             raise BadInputError(f"{self.path}: {e.strerror or e}") from None
+
+    def fill_bytes(self, data: bytes) -> None:
+        """Write a file that is not text."""
+        self.fill(lambda file: file.buffer.write(data))
 
     def __enter__(self) -> _Output:
         return self
@@ -124,7 +141,7 @@ def _bad_input() -> Iterator[None]:
     """Turn what the readers and machines refuse into one line and exit status 2."""
     try:
         yield
-    except (MachineError, MapError, TraceError) as e:
+    except (MachineError, MapError, PagesError, PlotError, RecordingError, StateError, TraceError) as e:
         raise BadInputError(str(e)) from None
     except ImportError as e:
         raise BadInputError(f"the backend cannot be loaded: {e}") from None
@@ -249,13 +266,36 @@ def _refuse(trace: Trace, index: int, ret: int) -> None:
     raise BadInputError(f"{trace.place(index)}: {trace.op(index)}: {reason}")
 
 
+def _begin(map_path: str | None, state_path: str | None, start: str | None) -> Start:
+    """Where a run starts: one of the two paths at least is given."""
+    if state_path is None:
+        return read_start(map_path or "", start, resume=False, rmp=start is not None)
+    begin = read_start(state_path)
+    if begin.what != "dump":
+        raise BadInputError(f"{state_path}: is not a state dump (run --dump writes one)")
+    if map_path is not None:
+        begin.require_map(load_map(map_path))
+    return begin
+
+
 @cli.command()
 @click.argument("trace_path", metavar="TRACE")
-@click.option("--map", "map_path", metavar="MAP", required=True, help="Map: JSON, kernel log, /proc/iomem, recording.")
-@click.option("--kernel", metavar="VERSION", default="6.12", show_default=True, help="Kernel whose rules hold.")
-@click.option("--hardware", metavar="NAME", default="milan", show_default=True, help="Profile: milan or genoa.")
+@click.option("--map", "map_path", metavar="MAP", help="Map: JSON, kernel log, /proc/iomem, recording, state dump.")
+@click.option(
+    "--state",
+    "state_path",
+    metavar="FILE",
+    help="Go on from a state dump.  Its map and rules hold; what is given beside it has to be the same.",
+)
+@click.option(
+    "--start",
+    type=click.Choice(RECORDED_STATES),
+    help="With a recording as MAP: go on from a state in it, with an empty RMP at 2^40.",
+)
+@_kernel_option
+@_hardware_option
 @click.option("--switch", "switches", metavar="NAME=VALUE", multiple=True, help="Override one point of the profile.")
-@click.option("--backend", type=click.Choice(BACKENDS), default="native", show_default=True)
+@_backend_option
 @click.option("--check", is_flag=True, help="Run both backends and compare results, events and states.")
 @click.option(
     "--check-every",
@@ -269,9 +309,11 @@ def _refuse(trace: Trace, index: int, ret: int) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Print every op, its result and what it made the kernel do or log.")
 def run(
     trace_path: str,
-    map_path: str,
-    kernel: str,
-    hardware: str,
+    map_path: str | None,
+    state_path: str | None,
+    start: str | None,
+    kernel: str | None,
+    hardware: str | None,
     switches: tuple[str, ...],
     backend: str,
     check: bool,
@@ -281,24 +323,26 @@ def run(
     dump_path: str | None,
     verbose: bool,
 ) -> None:
-    """Replay TRACE, one op a line, on the machine that MAP describes."""
+    """Replay TRACE, one op a line, on the machine that MAP describes or that was saved with --dump."""
+    if map_path is None and state_path is None:
+        raise BadInputError("give --map or --state")
+    if start is not None and state_path is not None:
+        raise BadInputError("either --start or --state, not both")
     if check_every is not None and not check:
         raise BadInputError("--check-every needs --check")
     if verbose and (check or as_json):
         raise BadInputError("--verbose goes neither with --check nor with --json")
     with ExitStack() as stack:
         stack.enter_context(_bad_input())
-        machine_map = load_map(map_path)
+        begin = _begin(map_path, state_path, start)
+        machine_map = begin.map
         size = os.path.getsize(trace_path) if os.path.isfile(trace_path) else None
         with _Bar(size, "reading") as bar:
             trace = read_trace(trace_path, bar)
-        overrides = _switches(switches)
+        rules = begin.settle(Rules(kernel, hardware, _switches(switches)))
 
         def make(name: str) -> MachineLike:
-            try:
-                return Machine(machine_map, kernel=kernel, hardware=hardware, backend=name, switches=overrides)
-            except RmpError as e:
-                raise MachineError(f"{map_path}: {e}") from None
+            return begin.machine(rules, name)
 
         results_file = stack.enter_context(_Output(results_path)) if results_path is not None else None
         dump_file = stack.enter_context(_Output(dump_path)) if dump_path is not None else None
@@ -323,8 +367,8 @@ def run(
         summary = {
             "machine": _map_summary(machine_map),
             "kernel": machine.kernel,
-            "hardware": hardware,
-            "switches": overrides,
+            "hardware": rules.hardware,
+            "switches": rules.switches,
             "backend": backend,
             "ops": len(results),
             "seconds": seconds,
@@ -343,11 +387,7 @@ def run(
             with _Bar(len(results), "writing") as bar:
                 results_file.fill(lambda file: write_results(file, trace.ops, results, bar))
         if dump_file is not None:
-            head = {"format": "rmpcore-state", "version": 1, "map": machine_map.name, "kernel": machine.kernel}
-            profile = {"hardware": hardware, "switches": overrides}
-            dump_file.fill(
-                lambda file: file.write(json.dumps({**head, **profile, "state": state_to_json(after)}) + "\n")
-            )
+            dump_file.fill(lambda file: file.write(json.dumps(dump_to_json(machine, rules, after)) + "\n"))
     click.echo(json.dumps(summary, indent=1)) if as_json else _print_run(summary)
 
 
@@ -369,6 +409,121 @@ def _replay(machine: MachineLike, trace: Trace, bar: _Bar, verbose: bool) -> Any
     return np.concatenate(parts)
 
 
+# --- pages ---------------------------------------------------------------------------------------------------------
+
+
+def _pages(path: str, which: str | None, rules: Rules, backend: str) -> tuple[Pages, str, str]:
+    """What is shown of a source, the kernel that holds for it, and what it is in words."""
+    start = read_start(path, which)
+    machine = start.machine(start.settle(rules), backend)
+    words = "as booted" if start.state is None else "a saved state" if which is None else f"recorded state {which}"
+    return Pages(machine.map, machine.state()), machine.kernel, f"{machine.map.name}, {words}"
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--state", "which", type=click.Choice(RECORDED_STATES), help="Show this state of a recording.")
+@click.option("--diff", "other", metavar="OTHER", help="Show only what is different in OTHER, beside it.")
+@click.option("--diff-state", type=click.Choice(RECORDED_STATES), help="The state, if OTHER is a recording.")
+@click.option("--plot", "picture", metavar="FILE", help="Draw physical memory into FILE.svg or FILE.png instead.")
+@click.option("--counters", is_flag=True, help="Print the lines of /proc/meminfo and /proc/vmstat instead.")
+@_kernel_option
+@_hardware_option
+@_backend_option
+@_json_option
+def pages(
+    source: str,
+    which: str | None,
+    other: str | None,
+    diff_state: str | None,
+    picture: str | None,
+    counters: bool,
+    kernel: str | None,
+    hardware: str | None,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Print the direct map of SOURCE in ranges, as the kernel's page-table dump does.
+
+    SOURCE is a map, which is booted; a recording, booted from its map or read with --state; or a state dump.
+    """
+    if sum((other is not None, picture is not None, counters)) > 1:
+        raise BadInputError("one of --diff, --plot and --counters")
+    if diff_state is not None and other is None:
+        raise BadInputError("--diff-state needs --diff")
+    if as_json and (picture is not None or counters):
+        raise BadInputError("--json goes neither with --plot nor with --counters")
+    rules = Rules(kernel, hardware)
+    with ExitStack() as stack:
+        stack.enter_context(_bad_input())
+        if picture is not None:
+            plot_format(picture)
+        shown, version, title = _pages(source, which, rules, backend)
+        if picture is not None:
+            output = stack.enter_context(_Output(picture))
+            output.fill_bytes(plot(shown, picture, title))
+        elif counters:
+            click.echo(meminfo(shown.state, shown.map) + vmstat(shown.state, version), nl=False)
+        elif other is not None:
+            theirs, _, _ = _pages(other, diff_state, rules, backend)
+            if as_json:
+                click.echo(json.dumps(diff_to_json(shown, theirs), indent=1))
+            else:
+                _print_lines(diff_text(shown, theirs), empty="no difference")
+        elif as_json:
+            head = {"map": shown.map.name, "kernel": version, "page_offset": hex(shown.map.page_offset)}
+            click.echo(json.dumps({**head, **pages_to_json(shown)}, indent=1))
+        else:
+            _print_lines(pages_text(shown))
+
+
+def _print_lines(lines: Iterator[str], empty: str = "") -> None:
+    line = None
+    for line in lines:
+        click.echo(line)
+    if line is None:
+        click.echo(empty)
+
+
+# --- selftest ------------------------------------------------------------------------------------------------------
+
+
+def _print_selftest(result: SelfTest) -> None:
+    spots = ", ".join(f"{count:,} {name}" for name, count in result.spots.items())
+    verdict = "PASS" if result.passed else "FAIL"
+    click.echo(f"{verdict}  {result.backend}: {sum(result.spots.values()):,} spots ({spots}), {result.pages:,} pages")
+    for when, found in result.sums.items():
+        sizes = ", ".join(f"{name} {_size(size)}" for name, size in found.sizes.items())
+        click.echo(f"    {when:<7} {sizes}, missing {_size(found.missing)}")
+    click.echo(f"    pages marked inside a large page that a range covered: {result.kept_large:,}")
+    for line in result.failures:
+        click.echo(f"    {line}")
+    if result.failed > len(result.failures):
+        click.echo(f"    and {result.failed - len(result.failures):,} more failures")
+
+
+@cli.command()
+@click.option("--map", "map_path", metavar="MAP", required=True, help="Map: JSON, kernel log, /proc/iomem, recording.")
+@click.option("--spots", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many random spots.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Other spots for another number.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Only this one.  [default: both, compared]")
+@_kernel_option
+def selftest(map_path: str, spots: int, seed: int, backend: str | None, kernel: str | None) -> None:
+    """Mark random spots of MAP's direct map, check, revert, check, as the kernel's own test does."""
+    results = []
+    with _bad_input():
+        start = read_start(map_path, resume=False)
+        rules = start.settle(Rules(kernel))
+        for name in (backend,) if backend is not None else BACKENDS:
+            results.append(test_machine(start.machine(rules, name), spots, seed))
+            _print_selftest(results[-1])
+    disagreement = agreement(results)
+    if disagreement is not None:
+        click.echo(f"FAIL  {disagreement}")
+    if disagreement is not None or not all(result.passed for result in results):
+        raise click.exceptions.Exit(1)
+
+
 # --- conform -------------------------------------------------------------------------------------------------------
 
 
@@ -386,7 +541,7 @@ def _print_conformance(result: Conformance) -> None:
 
 @cli.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--backend", type=click.Choice(BACKENDS), default="native", show_default=True)
+@_backend_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def conform(files: tuple[str, ...], backend: str, as_json: bool) -> None:
     """Hold a backend against recordings of real kernels: one line a recording."""

@@ -19,35 +19,54 @@ import numpy.typing as npt
 
 from rmpcore.inputs import Node, parse_json, read_text, recording_map
 from rmpcore.machine import Machine, MachineError, MachineLike
-from rmpcore.maps import DIRECT_MAP_LIMIT, PAGE_SIZE, U64_MAX, MachineMap
-from rmpcore.ops import BY_NAME, EventKind, Kind, Op, OpError, ResultFlag, make_op
-from rmpcore.state import COUNTERS, ENTRY_DTYPE, State, diff_entries
+from rmpcore.maps import HIGH_BASE, U64_MAX, MachineMap
+from rmpcore.ops import EventKind, Kind, Op, OpError, ResultFlag, make_op
+from rmpcore.recording import PAGE_COUNTS, RecordingError, recorded_state
+from rmpcore.state import State, diff_entries
 
-CALLS = (
-    "set_memory_4k",
-    "set_direct_map_invalid_noflush",
-    "set_direct_map_default_noflush",
-    "set_direct_map_valid_noflush",
-    "rmp_make_private",
-    "rmp_make_shared",
-    "psmash",
-    "snp_lookup_rmpentry",
+_RANGE = ("pfn", "pages")
+_DMAP_CALLS = {
+    "set_memory_4k": _RANGE,
+    "set_direct_map_invalid_noflush": ("pfn",),
+    "set_direct_map_default_noflush": ("pfn",),
+    "set_direct_map_valid_noflush": ("pfn", "pages", "valid"),
+}
+_SNP_CALLS = {
+    "rmp_make_private": ("pfn", "gpa", "level", "asid", "immutable"),
+    "rmp_make_shared": ("pfn", "level"),
+    "psmash": ("pfn",),
+    "snp_lookup_rmpentry": ("pfn",),
+}
+_CPA_CALLS = dict.fromkeys(
+    (
+        "set_memory_ro",
+        "set_memory_rw",
+        "set_memory_rox",
+        "set_memory_nx",
+        "set_memory_x",
+        "set_memory_np",
+        "set_memory_p",
+        "set_memory_np_noalias",
+        "set_memory_global",
+        "set_memory_nonglobal",
+        "_set_memory_uc",
+        "_set_memory_wc",
+        "_set_memory_wb",
+        "set_memory_encrypted",
+        "set_memory_decrypted",
+    ),
+    _RANGE,
 )
-"""Recorded calls that the machines implement; their arguments come in the order of the op list."""
+CALLS = _DMAP_CALLS | _SNP_CALLS | _CPA_CALLS
+"""Recorded calls that the machines implement, and what their arguments are, in order."""
 SHOWN = 10
 """Differences that are kept in words; the others are only counted."""
 
-_SNP_CALLS = CALLS[4:]
 _INSTRUCTIONS = {"RMPUPDATE": EventKind.RMPUPDATE, "PSMASH": EventKind.PSMASH, "RMPREAD": EventKind.RMPREAD}
 _ADDRESS_BITS = 0x000F_FFFF_FFFF_F000
 _ACCESSED_DIRTY = 0x60
-_SLOT_SHIFT = {1: 12, 2: 21, 3: 30, 4: 39, 5: 48}
-_HIGH_WINDOW = 1 << 30
-_PAGE_COUNTS = ("direct_map_4k", "direct_map_2m", "direct_map_1g")
-
-
-class RecordingError(ValueError):
-    """A recording that cannot be read: one line with the file and what is wrong."""
+_LARGE = (1 << 21) - 1
+_PAGES_OF_1G = 1 << 18
 
 
 class _Instruction(NamedTuple):
@@ -84,7 +103,8 @@ class Conformance:
     file: str
     kernel: str
     kind: str
-    """boot: no calls; snp, dmap: calls that are implemented; cpa: other calls."""
+    """boot: no calls; snp: calls of the SNP layer; dmap: set_memory_4k and set_direct_map_* only; kimg: calls on
+    frames of the kernel image; giga: calls on whole 1 GiB pages; cpa: all others."""
     backend: str
     compared: dict[str, int] = field(default_factory=dict)
     """How many values of each sort were compared."""
@@ -122,91 +142,6 @@ def _signed(node: Node) -> int:
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-def _table_rows(node: Node, window: int, top: int, size: int) -> list[tuple[int, int, int, int]]:
-    rows = []
-    for item in node.items():
-        level, offset, raw = item.items(3)
-        number = level.integer(2, top)
-        position = offset.integer(0, size - 1)
-        if position % (1 << _SLOT_SHIFT[number]):
-            offset.fail(f"{position:#x} is not the start of a level-{number} entry")
-        rows.append((window, number, position, raw.integer(1)))
-    return rows
-
-
-def _leaf_rows(node: Node, window: int, top: int, size: int, room: dict[int, int]) -> list[npt.NDArray[np.void]]:
-    """The runs of a recording, entry by entry.  ``room``: entries that the tables of each level have."""
-    parts = []
-    for item in node.items():
-        level, offset, count, raw, step = item.items(5)
-        number = level.integer(1, top)
-        slot = 1 << _SLOT_SHIFT[number]
-        start = offset.integer(0, size - 1)
-        if start % slot:
-            offset.fail(f"{start:#x} is not the start of a level-{number} entry")
-        entries = count.integer(1, (size - start) // slot)
-        room[number] = room.get(number, 0) - entries
-        if room[number] < 0:
-            count.fail(f"more level-{number} entries than the recorded tables have room for")
-        run = np.zeros(entries, dtype=ENTRY_DTYPE)
-        index = np.arange(entries, dtype=np.uint64)
-        run["window"], run["level"] = window, number
-        run["offset"] = index * np.uint64(slot) + np.uint64(start)
-        run["raw"] = index * np.uint64(step.integer(-U64_MAX) & U64_MAX) + np.uint64(raw.integer(1))
-        if not run["raw"].all():
-            raw.fail("the run goes through zero, and entries of value zero are not listed")
-        parts.append(run)
-    return parts
-
-
-def _sorted(entries: npt.NDArray[np.void], node: Node) -> npt.NDArray[np.void]:
-    order = np.lexsort((entries["offset"], -entries["level"].astype(np.int8), entries["window"]))
-    entries = entries[order]
-    same = np.ones(max(len(entries) - 1, 0), dtype=bool)
-    for name in ("window", "level", "offset"):
-        same &= entries[name][1:] == entries[name][:-1]
-    if same.any():
-        twice = entries[int(np.argmax(same))]
-        node.fail(f"the level-{twice['level']} entry at {int(twice['offset']):#x} is given twice")
-    return entries
-
-
-def _read_state(node: Node, machine: MachineMap) -> State:
-    """A recorded state.  Only what is recorded is filled in; the high windows may be absent."""
-    limit = DIRECT_MAP_LIMIT[machine.levels]
-    rows = _table_rows(node["tables"], 0, machine.levels, limit)
-    tables_at = [level for _, level, _, _ in rows]
-    room = {level: 512 * tables_at.count(level + 1) for level in (1, 2, 3)}
-    node["leaves"].items(at_least=1)
-    leaves = _leaf_rows(node["leaves"], 0, 3, limit, room)
-    high_tables, high_leaves = node.get("high_tables"), node.get("high_leaves")
-    if (high_tables is None) != (high_leaves is None):
-        node.fail("has one of high_tables and high_leaves without the other")
-    if high_tables is not None and high_leaves is not None:
-        high = _table_rows(high_tables, 1, 2, _HIGH_WINDOW)
-        rows += high
-        leaves += _leaf_rows(high_leaves, 1, 2, _HIGH_WINDOW, {2: 512, 1: 512 * len(high)})
-    frames = limit // PAGE_SIZE
-    mapped = [(first.integer(0, frames), end.integer(0, frames)) for first, end in _pairs(node["pfn_mapped"])]
-    counts = dict.fromkeys(COUNTERS, 0)
-    for name in _PAGE_COUNTS:
-        counts[name] = node["page_counts"][name.rpartition("_")[2]].integer()
-    return State(
-        root=node["root"].integer(),
-        tables=_sorted(np.array(rows, dtype=ENTRY_DTYPE), node["tables"]),
-        leaves=_sorted(np.concatenate(leaves), node["leaves"]),
-        rmp=np.zeros(0, dtype=[("pfn", "<u8"), ("lo", "<u8"), ("hi", "<u8")]),
-        counters=counts,
-        mapped=tuple(mapped),
-        max_pfn_mapped=node["max_pfn_mapped"].integer(0, frames),
-        kernel_readonly=bool(node["kernel_set_to_readonly"].integer(0, 1)),
-    )
-
-
-def _pairs(node: Node) -> list[list[Node]]:
-    return [item.items(2) for item in node.items()]
-
-
 def _read_instruction(node: Node) -> _Instruction:
     name = node["insn"].text()
     if name not in _INSTRUCTIONS:
@@ -226,10 +161,9 @@ def _read_instruction(node: Node) -> _Instruction:
 
 def _read_call(node: Node) -> _Call:
     name = node["fn"].text()
-    spec = BY_NAME[name]
-    args = node["args"].items(len(spec.args))
+    args = node["args"].items(len(CALLS[name]))
     try:
-        op = make_op(name, **{arg.name: value.integer() for arg, value in zip(spec.args, args, strict=True)})
+        op = make_op(name, **{arg: value.integer() for arg, value in zip(CALLS[name], args, strict=True)})
     except OpError as e:
         node["args"].fail(str(e))
     injected, insns = node.get("injected"), node.get("insns")
@@ -275,7 +209,7 @@ def _compare_states(result: Conformance, node: Node, recorded: State, machine: M
     # The C-bit lies among the address bits and is a flag all the same (direct-map §1).
     mask = U64_MAX & ~(_ADDRESS_BITS & ~machine.map.c_bit) & ~ignore
     _compare_entries(result, "tables", place, recorded.tables, tables, mask)
-    for name in _PAGE_COUNTS:
+    for name in PAGE_COUNTS:
         result.check("counts", f"{place}: {name}", recorded.counters[name], ours.counters[name])
     result.check("ranges", f"{place}: pfn_mapped", recorded.mapped, ours.mapped)
     for name in ("max_pfn_mapped", "kernel_readonly"):
@@ -309,19 +243,33 @@ def _replay(result: Conformance, machine: MachineLike, call: _Call, counts: tupl
     # they are read after those, and wherever the recording has other figures than we had before.
     if tables_changed or call.injected or call.page_counts != counts:
         state = machine.state()
-        counts = tuple(state.counters[name] for name in _PAGE_COUNTS)
+        counts = tuple(state.counters[name] for name in PAGE_COUNTS)
         if state.inject:
             result.differ(f"{call.place}: {result.backend} executed fewer instructions than codes were injected")
     result.check("counts", f"{call.place}: page counts", call.page_counts, counts)
     return counts
 
 
-def _kind(names: list[str]) -> str:
+def _touches_image(op: Op, machine_map: MachineMap) -> bool:
+    """Whether a call is about frames of the kernel image (direct-map §6)."""
+    image = machine_map.image
+    if image is None:
+        return False
+    ends = (image.text, (image.brk_end - 1) | _LARGE)
+    first, last = ((address - HIGH_BASE + image.phys_base & U64_MAX) >> 12 for address in ends)
+    return op.addr <= last and first < op.addr + max(op.count, 1)
+
+
+def _kind(names: set[str], calls: list[_Call], machine_map: MachineMap) -> str:
     if not names:
         return "boot"
-    if not set(names) <= set(CALLS):
-        return "cpa"
-    return "snp" if set(names) & set(_SNP_CALLS) else "dmap"
+    if names & set(_SNP_CALLS):
+        return "snp"
+    if names <= set(_DMAP_CALLS):
+        return "dmap"
+    if any(_touches_image(call.op, machine_map) for call in calls):
+        return "kimg"
+    return "giga" if any(call.op.count >= _PAGES_OF_1G for call in calls) else "cpa"
 
 
 def conform(path: str | os.PathLike[str], backend: str = "native") -> Conformance:
@@ -333,21 +281,21 @@ def conform(path: str | os.PathLike[str], backend: str = "native") -> Conformanc
     present = [node.get(name) is not None for name in ("before", "calls", "after")]
     if any(present) and not all(present):
         node.fail("has some but not all of before, calls and after")
-    boot = _read_state(node["boot"], machine_map)
+    boot = recorded_state(node["boot"], machine_map)
     call_nodes = node["calls"].items(at_least=1) if all(present) else []
     names = [call["fn"].text() for call in call_nodes]
     unknown = tuple(sorted(set(names) - set(CALLS)))
     calls = [_read_call(call) for call, name in zip(call_nodes, names, strict=True) if name in CALLS]
-    before, after = (_read_state(node[name], machine_map) if names else boot for name in ("before", "after"))
+    before, after = (recorded_state(node[name], machine_map) if names else boot for name in ("before", "after"))
 
-    result = Conformance(source, kernel, _kind(names), backend, not_implemented=unknown)
+    result = Conformance(source, kernel, _kind(set(names), calls, machine_map), backend, not_implemented=unknown)
     try:
         machine = Machine(machine_map, kernel=kernel, backend=backend)
         _compare_states(result, node["boot"], boot, machine, ignore=_ACCESSED_DIRTY)
         if calls and not unknown:
             machine = Machine(machine_map, kernel=kernel, backend=backend, state=before)
             machine.record_events(True)
-            counts = tuple(before.counters[name] for name in _PAGE_COUNTS)
+            counts = tuple(before.counters[name] for name in PAGE_COUNTS)
             for call in calls:
                 counts = _replay(result, machine, call, counts)
             _compare_states(result, node["after"], after, machine)

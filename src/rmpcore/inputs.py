@@ -1,8 +1,8 @@
-"""Memory maps from the files that people have: JSON, a kernel log, /proc/iomem, a recording of a kernel.
+"""Memory maps from the files that people have: JSON, a kernel log, /proc/iomem, a recording of a kernel, a dump.
 
 :func:`load_map` tells them apart by their content.  A firmware table (the first three) gets the kernel's early
 fix-ups, and stands for a machine whose kernel image is not placed: only the first MiB is in use when the direct
-map is built.  A recording brings all of that itself.
+map is built.  A recording brings all of that itself, and a state dump holds the map that its machine had.
 
 Every refusal is one line, ``FILE:LINE: reason`` where lines exist, else ``FILE: place: reason``.
 """
@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NoReturn
 
 from rmpcore.maps import (
@@ -33,6 +33,7 @@ MAX_FILE = 1 << 28
 """No map, log or recording is longer than this (256 MiB); what is longer is another kind of file."""
 MAP_FORMAT = "rmpcore-machine-map"
 RECORDING_FORMAT = "rmpcore-kernel-capture"
+STATE_FORMAT = "rmpcore-state"
 RECORDING_RMP_BASE = 1 << 40
 """Where a recording's RMP is put: outside the guest's memory, wherever it really was."""
 
@@ -99,6 +100,10 @@ class Node:
         if member is None:
             self.fail(f"{key} is missing")
         return member
+
+    def names(self) -> list[str]:
+        """The names of an object's members."""
+        return list(self._typed(dict, "an object"))
 
     def items(self, length: int | None = None, at_least: int = 0) -> list[Node]:
         """The elements of an array, of exactly ``length`` if given."""
@@ -297,14 +302,15 @@ _JSON_OPTIONS: dict[str, Callable[[Node], Any]] = {
 """Keys of a machine map that are options of :class:`MachineMap` under the same name."""
 
 
-def _check_format(node: Node, name: str) -> None:
+def check_format(node: Node, name: str) -> None:
+    """Refuse a file that is not of this format, in version 1."""
     if node["format"].text() != name:
         node["format"].fail(f"is {node['format'].text()[:40]!r}, not {name!r}")
     node["version"].integer(1, 1)
 
 
 def _map_from_json_node(node: Node) -> MachineMap:
-    _check_format(node, MAP_FORMAT)
+    check_format(node, MAP_FORMAT)
     for key in ("source", "cpu", "notes"):
         member = node.get(key)
         if member is not None:
@@ -387,9 +393,11 @@ def _ranges(node: Node) -> tuple[tuple[int, int], ...]:
     return tuple((base.integer(0, PHYSICAL_LIMIT - 1), size.integer(1, PHYSICAL_LIMIT)) for base, size in pairs)
 
 
-def recording_map(node: Node) -> MachineMap:
-    """The machine that a recording was made on (golden format), with an RMP if SNP calls were recorded."""
-    _check_format(node, RECORDING_FORMAT)
+def recording_map(node: Node, rmp: bool = False) -> MachineMap:
+    """The machine that a recording was made on (golden format).
+
+    It has an RMP if SNP calls were recorded, or if ``rmp`` asks for one."""
+    check_format(node, RECORDING_FORMAT)
     levels = node["machine"]["paging_levels"].integer(4, 5)
     memblock, symbols = node["memblock"], node["symbols"]
     if memblock["bottom_up"].boolean():
@@ -424,6 +432,8 @@ def recording_map(node: Node) -> MachineMap:
     if modes is not None:
         options["cachemodes"] = _cachemodes(modes)
     if calls is not None and any(call["fn"].text() in _SNP_CALLS for call in calls.items()):
+        rmp = True
+    if rmp:
         # FORMAT: the RMP covered frames 0 to max_pfn inclusive and lay outside the guest's memory.
         end = RECORDING_RMP_BASE + 0x4000 + 16 * (options["max_pfn"] + 1) - 1
         options |= {"rmp": (RECORDING_RMP_BASE, end), "rmp_probed": False}
@@ -438,21 +448,81 @@ def map_from_recording(text: str, source: str = "recording") -> MachineMap:
     return recording_map(parse_json(text, source, MapError))
 
 
-def load_map(path: str | os.PathLike[str]) -> MachineMap:
-    """A machine from a file of any of these kinds, told apart by content.  Raises :class:`MapError`."""
-    source = os.fspath(path)
-    text = read_text(path, MapError)
-    if text.lstrip().startswith("{"):
-        node = parse_json(text, source, MapError)
-        kind = node["format"].text()
-        if kind == MAP_FORMAT:
-            return _map_from_json_node(node)
-        if kind == RECORDING_FORMAT:
-            return recording_map(node)
-        node["format"].fail(f"is {kind[:40]!r}, not {MAP_FORMAT!r} or {RECORDING_FORMAT!r}")
+def map_to_json(machine_map: MachineMap) -> dict[str, object]:
+    """A map as JSON values, exact to the last field (but for its source)."""
+    image, rmp = machine_map.image, machine_map.rmp
+    return {
+        "name": machine_map.name,
+        "e820": [[hex(start), hex(size), kind] for start, size, kind in machine_map.e820],
+        "memory": [[hex(base), hex(size)] for base, size in machine_map.memory],
+        "reserved": [[hex(base), hex(size)] for base, size in machine_map.reserved],
+        "max_pfn": machine_map.max_pfn,
+        "levels": machine_map.levels,
+        "page_offset": hex(machine_map.page_offset),
+        "large_pages": machine_map.large_pages,
+        "supported_mask": hex(machine_map.supported_mask),
+        "default_mask": hex(machine_map.default_mask),
+        "cachemodes": list(machine_map.cachemodes),
+        "c_bit": hex(machine_map.c_bit),
+        "image": {name: hex(value) for name, value in asdict(image).items()} if image is not None else None,
+        "rmp": {"base": hex(rmp[0]), "end": hex(rmp[1])} if rmp is not None else None,
+        "rmp_probed": machine_map.rmp_probed,
+    }
+
+
+def dumped_map(node: Node) -> MachineMap:
+    """The map that :func:`map_to_json` wrote into a state dump."""
+    image, rmp = node["image"], node["rmp"]
+    rows = [row.items(3) for row in node["e820"].items()]
+    options = {key: read(node[key]) for key, read in _JSON_OPTIONS.items()}
+    if image.value is not None:
+        options["image"] = KernelImage(**{part.name: image[part.name].integer() for part in fields(KernelImage)})
+    if rmp.value is not None:
+        options["rmp"] = (rmp["base"].integer(), rmp["end"].integer())
+    try:
+        return MachineMap(
+            name=node["name"].text(),
+            e820=tuple((base.integer(), size.integer(1), kind.integer(1, 0xFFFF_FFFF)) for base, size, kind in rows),
+            memory=_ranges(node["memory"]),
+            reserved=_ranges(node["reserved"]),
+            max_pfn=node["max_pfn"].integer(),
+            source=node.source,
+            **options,
+        )
+    except MapError as e:
+        node.fail(str(e))
+
+
+def map_from_node(node: Node) -> MachineMap:
+    """A machine from a JSON file of one of the three formats."""
+    kind = node["format"].text()
+    if kind == MAP_FORMAT:
+        return _map_from_json_node(node)
+    if kind == RECORDING_FORMAT:
+        return recording_map(node)
+    if kind == STATE_FORMAT:
+        check_format(node, STATE_FORMAT)
+        return dumped_map(node["map"])
+    node["format"].fail(f"is {kind[:40]!r}, not {MAP_FORMAT!r}, {RECORDING_FORMAT!r} or {STATE_FORMAT!r}")
+
+
+def is_json(text: str) -> bool:
+    """Whether the text of a map is JSON; the other forms are lines."""
+    return text.lstrip().startswith("{")
+
+
+def map_from_lines(text: str, source: str) -> MachineMap:
+    """A machine from a kernel log or /proc/iomem, told apart by content."""
     if _LOG_MARK in text:
         return map_from_log(text, source)
     first = text.lstrip("\n").partition("\n")[0]
     if _IOMEM_ROW.fullmatch(first.lstrip()):
         return map_from_iomem(text, source)
     raise MapError(f"{source}: not a machine map: neither JSON, nor a kernel log with BIOS-e820 lines, nor /proc/iomem")
+
+
+def load_map(path: str | os.PathLike[str]) -> MachineMap:
+    """A machine from a file of any of these kinds, told apart by content.  Raises :class:`MapError`."""
+    source = os.fspath(path)
+    text = read_text(path, MapError)
+    return map_from_node(parse_json(text, source, MapError)) if is_json(text) else map_from_lines(text, source)

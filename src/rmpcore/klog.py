@@ -35,6 +35,16 @@ def _plain(event: Event) -> str:
         return f"no page for a table of {level} entries"
     if event.kind == EventKind.SPLIT:
         return f"split {level} leaf {event.b:#018x} at {event.a:#x} into table {event.c:#x}"
+    if event.kind == EventKind.FLUSH_CACHE:
+        return f"flush cache lines of {event.b} pages from {event.a:#x}"
+    if event.kind == EventKind.FLUSH_CACHE_ALL:
+        return "flush all caches"
+    if event.kind == EventKind.W_AND_X:
+        return f"{level} entry at {event.a:#x} is writable and executable: flags {event.b:#018x} -> {event.c:#018x}"
+    if event.kind == EventKind.COLLAPSE:
+        return f"collapse table {event.c:#x} into {level} leaf {event.b:#018x} at {event.a:#x}"
+    if event.kind == EventKind.TABLE_FREE:
+        return f"table at {event.a:#x} given back"
     return f"event {event.kind}"
 
 

@@ -54,6 +54,9 @@ class MachineLike(Protocol):
     def state(self) -> State:
         """Everything that an op can change, as it is now."""
 
+    def validate(self) -> str | None:
+        """Check the invariants of the whole direct map; None, or one line that names the first that is broken."""
+
     def record_events(self, on: bool) -> None:
         """Collect events from now on (off at first).  Turning it off drops what was collected."""
 

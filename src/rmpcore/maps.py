@@ -17,6 +17,8 @@ DIRECT_MAP_LIMIT = {4: 1 << 46, 5: 1 << 52}
 """Bytes that the direct map can cover: 64 TiB with four levels; with five, all physical memory."""
 PAGE_OFFSETS = {4: 0xFFFF_8880_0000_0000, 5: 0xFF11_0000_0000_0000}
 """Where the direct map starts when the kernel does not randomise it, by paging levels."""
+HIGH_BASE = 0xFFFF_FFFF_8000_0000
+"""Where the high mapping of the kernel image starts."""
 CACHEMODES_PAT = (0x00, 0x08, 0x10, 0x18, 0x98, 0x88)
 """PWT, PCD and PAT bits of WB, WC, UC-, UC, WT, WP on a machine with PAT (direct-map rules, section 1)."""
 U64_MAX = (1 << 64) - 1

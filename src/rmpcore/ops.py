@@ -82,6 +82,24 @@ class OpCode(IntEnum):
     set_direct_map_valid_noflush = 17
     inject = 18
     fail_alloc = 19
+    set_memory_ro = 20
+    set_memory_rw = 21
+    set_memory_rox = 22
+    set_memory_nx = 23
+    set_memory_x = 24
+    set_memory_np = 25
+    set_memory_p = 26
+    set_memory_np_noalias = 27
+    set_memory_global = 28
+    set_memory_nonglobal = 29
+    _set_memory_uc = 30
+    _set_memory_wc = 31
+    _set_memory_wb = 32
+    set_memory_encrypted = 33
+    set_memory_decrypted = 34
+    change_page_attr_set = 35
+    change_page_attr_clear = 36
+    cpa_address = 37
 
 
 class OpFlag(IntFlag):
@@ -93,6 +111,18 @@ class OpFlag(IntFlag):
     VALID = 1 << 3
     GUEST = 1 << 4
     USER = 1 << 5
+    HIGH = 1 << 6
+
+
+class Flavour(IntEnum):
+    """How a call says which pages it means (``level`` of its record)."""
+
+    RANGE = 0
+    """pages consecutive pages from pfn."""
+    ARRAY = 1
+    """An array of addresses: the first ``pages`` that cpa_address has listed; pfn is 0."""
+    PAGES = 2
+    """An array of pages, likewise; they are meant by frame, so none may be listed as high."""
 
 
 class Kind(IntEnum):
@@ -158,6 +188,16 @@ class EventKind(IntEnum):
     """The entry cannot be read; a: PFN; code: negative errno."""
     LEAK = 13
     """snp_leak_pages; a: first PFN; b: pages."""
+    FLUSH_CACHE = 14
+    """Cache lines of present pages on all CPUs; a: first virtual address; b: pages."""
+    FLUSH_CACHE_ALL = 15
+    """All caches on all CPUs."""
+    W_AND_X = 16
+    """The kernel's W^X complaint; level, a: virtual address of the entry's first byte; b, c: flags before, after."""
+    COLLAPSE = 17
+    """level: of the leaf that was made; a: its virtual address; b: its raw value; c: the table that it replaces."""
+    TABLE_FREE = 18
+    """A page-table page is given back; a: physical address."""
 
 
 LEVEL_NAMES = {1: "4K", 2: "2M", 3: "1G", 4: "512G", 5: "256T"}
@@ -260,6 +300,10 @@ _SIZE = Arg("size", "flags", "4K or 2M", bit=OpFlag.SIZE_2M)
 _IMMUTABLE = Arg("immutable", "flags", "1: software may not change the entry", bit=OpFlag.IMMUTABLE, default=0)
 _VALID = Arg("valid", "flags", "1: make present, 0: make not present", bit=OpFlag.VALID)
 _RESERVED = Arg("reserved", "count", "extra bits of the input's high quadword", default=0)
+_HIGH = Arg("high", "flags", "1: the frame's address in the high mapping of the image", bit=OpFlag.HIGH, default=0)
+_FLAVOUR = Arg("flavour", "level", "range, array, pages or the number (0, 1, 2)", default=0)
+_MASK = Arg("mask", "gpa", "entry bits in small form; none of the frame's but the encryption bit")
+_CPA = (_PFN, _PAGES, _HIGH, _FLAVOUR)
 _GUEST = Arg("guest", "flags", "1: executed with a non-zero current ASID", bit=OpFlag.GUEST, default=0)
 _USER = Arg("user", "flags", "1: executed at CPL 3", bit=OpFlag.USER, default=0)
 
@@ -285,7 +329,7 @@ OPS: tuple[OpSpec, ...] = (
     OpSpec(OpCode.dump_rmpentry, (_PFN,), "kernel: print the entry, or its region's non-zero entries"),
     OpSpec(OpCode.snp_leak_pages, (_PFN, _PAGES), "kernel: give up on pages that cannot be made shared"),
     OpSpec(OpCode.lookup, (_PFN,), "kernel: lookup_address() of the frame in the direct map"),
-    OpSpec(OpCode.set_memory_4k, (_PFN, _PAGES), "kernel: force 4 KiB mappings"),
+    OpSpec(OpCode.set_memory_4k, _CPA, "kernel: force 4 KiB mappings"),
     OpSpec(OpCode.set_direct_map_invalid_noflush, (_PFN,), "kernel: unmap one page"),
     OpSpec(OpCode.set_direct_map_default_noflush, (_PFN,), "kernel: map one page again"),
     OpSpec(OpCode.set_direct_map_valid_noflush, (_PFN, _PAGES, _VALID), "kernel: unmap or map pages"),
@@ -305,6 +349,24 @@ OPS: tuple[OpSpec, ...] = (
         ),
         "model: make the allocator of table pages fail (replaces an earlier fail_alloc)",
     ),
+    OpSpec(OpCode.set_memory_ro, _CPA, "kernel: not writable"),
+    OpSpec(OpCode.set_memory_rw, _CPA, "kernel: writable"),
+    OpSpec(OpCode.set_memory_rox, _CPA, "kernel: not writable, executable (from 6.2)"),
+    OpSpec(OpCode.set_memory_nx, _CPA, "kernel: not executable"),
+    OpSpec(OpCode.set_memory_x, _CPA, "kernel: executable"),
+    OpSpec(OpCode.set_memory_np, _CPA, "kernel: not present"),
+    OpSpec(OpCode.set_memory_p, _CPA, "kernel: present"),
+    OpSpec(OpCode.set_memory_np_noalias, _CPA, "kernel: not present here, other mappings left alone"),
+    OpSpec(OpCode.set_memory_global, _CPA, "kernel: global"),
+    OpSpec(OpCode.set_memory_nonglobal, _CPA, "kernel: not global"),
+    OpSpec(OpCode._set_memory_uc, _CPA, "kernel: uncached (UC-)"),
+    OpSpec(OpCode._set_memory_wc, _CPA, "kernel: write-combining"),
+    OpSpec(OpCode._set_memory_wb, _CPA, "kernel: write-back"),
+    OpSpec(OpCode.set_memory_encrypted, _CPA, "kernel: encryption bit on, where memory encryption is active"),
+    OpSpec(OpCode.set_memory_decrypted, _CPA, "kernel: encryption bit off, where memory encryption is active"),
+    OpSpec(OpCode.change_page_attr_set, (_PFN, _PAGES, _MASK, _HIGH, _FLAVOUR), "kernel: set entry bits"),
+    OpSpec(OpCode.change_page_attr_clear, (_PFN, _PAGES, _MASK, _HIGH, _FLAVOUR), "kernel: clear entry bits"),
+    OpSpec(OpCode.cpa_address, (_PFN, _HIGH), "model: list an address for the array flavours"),
 )
 BY_CODE = {spec.code: spec for spec in OPS}
 BY_NAME = {spec.name: spec for spec in OPS}
@@ -377,6 +439,9 @@ def parse_op(text: str) -> Op:
             if value not in ("4K", "2M"):
                 raise OpError(f"{what}: {value!r} is not 4K or 2M")
             values[key] = int(value == "2M")
+        elif arg.name == "flavour":
+            known_flavour = Flavour.__members__.get(value.upper())
+            values[key] = known_flavour if known_flavour is not None else _number(value, what, 0xFF)
         elif arg.field == "level":
             values[key] = _level(value, what)
         else:
@@ -398,6 +463,8 @@ def format_op(op: Op) -> str:
             continue
         if arg.name == "size":
             text = "2M" if value else "4K"
+        elif arg.name == "flavour":
+            text = Flavour(value).name.lower() if value in Flavour.__members__.values() else str(value)
         elif arg.field == "level":
             text = LEVEL_NAMES.get(value, str(value))
         elif arg.field in ("addr", "gpa") or arg.name == "reserved":

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rmpcore.decode import describe_pte, describe_rmp_entry
+from rmpcore.inputs import Node
+from rmpcore.maps import DIRECT_MAP_LIMIT, PAGE_SIZE, PHYSICAL_LIMIT, U64_MAX
 from rmpcore.ops import LEVEL_NAMES
 
 ENTRY_DTYPE = np.dtype([("window", "u1"), ("level", "u1"), ("offset", "<u8"), ("raw", "<u8")])
@@ -30,8 +32,12 @@ COUNTERS = (
     "direct_map_1g",
     "level2_splits",
     "level3_splits",
+    "level2_collapses",
+    "level3_collapses",
     "flush_all",
     "flush_pages",
+    "flush_cache",
+    "flush_cache_all",
     "table_pages",
     "rmpupdate",
     "psmash",
@@ -44,7 +50,20 @@ COUNTERS = (
 table_pages: page-table pages in use, root included; rmpupdate, psmash, rmpread: instructions executed
 (faulting ones not counted); rmpupdate_retries: RMPUPDATEs that rmpupdate() repeated; leaked_pages: snp_leak_pages."""
 
+HIGH_WINDOW = 1 << 30
+"""Bytes of the high mapping's window."""
+
 _WINDOW_NAMES = ("direct map", "high mapping")
+_SLOT_SHIFT = {1: 12, 2: 21, 3: 30, 4: 39, 5: 48}
+_FRAMES = PHYSICAL_LIMIT // PAGE_SIZE
+_MAX_RMP_ENTRIES = 1 << 26
+"""RMP entries in a saved state: 1.5 GiB of them, so that a short file cannot ask for more memory than there is."""
+_MAX_INJECT_RUNS = 64
+_MAX_ADDRESSES = 1024
+
+
+class StateError(ValueError):
+    """A saved state that cannot be read."""
 
 
 def entries(rows: list[tuple[int, int, int, int]]) -> npt.NDArray[np.void]:
@@ -72,6 +91,8 @@ class State:
     """The kernel image is already read-only (kernel_set_to_readonly)."""
     inject: tuple[tuple[int, int], ...] = ()
     """Codes still to be injected, as (code, count) in order."""
+    addresses: tuple[tuple[int, int], ...] = ()
+    """What cpa_address has listed, as (frame, 1 for high) in order."""
     fail_alloc: tuple[int, int] = (0, 0)
     """Allocations of table pages that still succeed, and how many fail after them."""
     _digest: str | None = field(default=None, init=False, repr=False)
@@ -88,6 +109,7 @@ class State:
             rest += [f"{name} {self.counters[name]}" for name in COUNTERS]
             rest += [f"mapped {start} {end}" for start, end in self.mapped]
             rest += [f"inject {code} {count}" for code, count in self.inject]
+            rest += [f"address {pfn} {high}" for pfn, high in self.addresses]
             rest += [f"fail_alloc {self.fail_alloc[0]} {self.fail_alloc[1]}"]
             rest += [f"kernel_readonly {int(self.kernel_readonly)}"]
             h.update("\n".join(rest).encode())
@@ -141,10 +163,27 @@ def diff_states(mine: State, theirs: State, a: str = "native", b: str = "oracle"
     for name in COUNTERS:
         if mine.counters[name] != theirs.counters[name]:
             yield f"counter {name}: {a} {mine.counters[name]}, {b} {theirs.counters[name]}"
-    for name in ("mapped", "max_pfn_mapped", "kernel_readonly", "inject", "fail_alloc"):
+    for name in ("mapped", "max_pfn_mapped", "kernel_readonly", "inject", "addresses", "fail_alloc"):
         x, y = getattr(mine, name), getattr(theirs, name)
         if x != y:
             yield f"{name}: {a} {x}, {b} {y}"
+
+
+_STATE_KEYS = {
+    "root",
+    "pfn_mapped",
+    "max_pfn_mapped",
+    "kernel_set_to_readonly",
+    "counters",
+    "tables",
+    "leaves",
+    "high_tables",
+    "high_leaves",
+    "rmp",
+    "inject",
+    "addresses",
+    "fail_alloc",
+}
 
 
 def _runs(keys: npt.NDArray[np.bool_], rise: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int, int]]:
@@ -215,5 +254,155 @@ def state_to_json(state: State) -> dict[str, object]:
         "high_leaves": leaves[1],
         "rmp": _rmp_runs(state.rmp),
         "inject": [list(pair) for pair in state.inject],
+        "addresses": [[hex(pfn), high] for pfn, high in state.addresses],
         "fail_alloc": list(state.fail_alloc),
     }
+
+
+def read_tables(node: Node, window: int, top: int, size: int) -> list[tuple[int, int, int, int]]:
+    """Table entries as [level, offset, raw], of levels 2 to ``top``, with offsets below ``size``."""
+    rows = []
+    for item in node.items():
+        level, offset, raw = item.items(3)
+        number = level.integer(2, top)
+        position = offset.integer(0, size - 1)
+        # PAGE_OFFSET is a multiple of 1 GiB only, so a larger slot may begin anywhere on such a line.
+        if position % (1 << min(_SLOT_SHIFT[number], 30)):
+            offset.fail(f"{position:#x} is not the start of a level-{number} entry")
+        rows.append((window, number, position, raw.integer(1)))
+    return rows
+
+
+def read_leaves(node: Node, window: int, top: int, size: int, room: dict[int, int]) -> list[npt.NDArray[np.void]]:
+    """Runs of leaves as [level, offset, count, raw, step], entry by entry.
+
+    ``room``: entries that the tables of each level have; a short file can not ask for more memory than those."""
+    parts = []
+    for item in node.items():
+        level, offset, count, raw, step = item.items(5)
+        number = level.integer(1, top)
+        slot = 1 << _SLOT_SHIFT[number]
+        start = offset.integer(0, size - 1)
+        if start % slot:
+            offset.fail(f"{start:#x} is not the start of a level-{number} entry")
+        many = count.integer(1, (size - start) // slot)
+        room[number] = room.get(number, 0) - many
+        if room[number] < 0:
+            count.fail(f"more level-{number} entries than the tables have room for")
+        run = np.zeros(many, dtype=ENTRY_DTYPE)
+        index = np.arange(many, dtype=np.uint64)
+        run["window"], run["level"] = window, number
+        run["offset"] = index * np.uint64(slot) + np.uint64(start)
+        run["raw"] = index * np.uint64(step.integer(-U64_MAX) & U64_MAX) + np.uint64(raw.integer(1))
+        if not run["raw"].all():
+            raw.fail("the run goes through zero, and entries of value zero are not listed")
+        parts.append(run)
+    return parts
+
+
+def room_in(rows: list[tuple[int, int, int, int]]) -> dict[int, int]:
+    """Entries that the tables of each level have, by the table entries of one window."""
+    levels = [level for _, level, _, _ in rows]
+    return {level: 512 * levels.count(level + 1) for level in (1, 2, 3)}
+
+
+def sorted_entries(entries: npt.NDArray[np.void], node: Node) -> npt.NDArray[np.void]:
+    """Entries in the order of a state.  None may be there twice."""
+    order = np.lexsort((entries["offset"], -entries["level"].astype(np.int8), entries["window"]))
+    entries = entries[order]
+    same = np.ones(max(len(entries) - 1, 0), dtype=bool)
+    for name in ("window", "level", "offset"):
+        same &= entries[name][1:] == entries[name][:-1]
+    if same.any():
+        twice = entries[int(np.argmax(same))]
+        node.fail(f"the level-{twice['level']} entry at {int(twice['offset']):#x} is given twice")
+    return entries
+
+
+def read_pairs(node: Node) -> list[list[Node]]:
+    """An array of pairs."""
+    return [item.items(2) for item in node.items()]
+
+
+def _read_rmp(node: Node) -> npt.NDArray[np.void]:
+    """Runs of RMP entries as [pfn, count, lo, step, hi], entry by entry."""
+    parts = [np.zeros(0, dtype=RMP_DTYPE)]
+    total = after = 0
+    for item in node.items():
+        pfn, count, lo, step, hi = item.items(5)
+        first = pfn.integer(after, _FRAMES - 1)
+        many = count.integer(1, _FRAMES - first)
+        after, total = first + many, total + many
+        if total > _MAX_RMP_ENTRIES:
+            count.fail(f"more than {_MAX_RMP_ENTRIES} RMP entries")
+        run = np.zeros(many, dtype=RMP_DTYPE)
+        index = np.arange(many, dtype=np.uint64)
+        run["pfn"] = index + np.uint64(first)
+        run["lo"] = index * np.uint64(step.integer(0)) + np.uint64(lo.integer())
+        run["hi"] = hi.integer()
+        if not (run["lo"] | run["hi"]).all():
+            item.fail("the run has an entry that is zero, and those are not listed")
+        parts.append(run)
+    return np.concatenate(parts)
+
+
+def _read_mapped(node: Node) -> tuple[tuple[int, int], ...]:
+    ranges: list[tuple[int, int]] = []
+    after = 0
+    for first, end in read_pairs(node):
+        start = first.integer(after, _FRAMES - 1)
+        ranges.append((start, end.integer(start + 1, _FRAMES)))
+        after = ranges[-1][1] + 1  # neighbours are merged
+    return tuple(ranges)
+
+
+def _limited(node: Node, most: int) -> list[list[Node]]:
+    pairs = read_pairs(node)
+    if len(pairs) > most:
+        node.fail(f"has {len(pairs)} elements, more than {most}")
+    return pairs
+
+
+def _only(node: Node, names: set[str]) -> None:
+    for name in node.names():
+        if name not in names:
+            node.fail(f"{name[:40]!r} does not belong here")
+
+
+def read_state(node: Node) -> State:
+    """The state that :func:`state_to_json` wrote, as a value of a file."""
+    _only(node, _STATE_KEYS)
+    _only(node["counters"], set(COUNTERS))
+    limit = max(DIRECT_MAP_LIMIT.values())
+    rows = read_tables(node["tables"], 0, 5, 1 << 64)
+    leaves = read_leaves(node["leaves"], 0, 3, limit, room_in(rows))
+    high = read_tables(node["high_tables"], 1, 2, HIGH_WINDOW)
+    leaves += read_leaves(node["high_leaves"], 1, 2, HIGH_WINDOW, room_in(high) | {2: 512})
+    skip, count = node["fail_alloc"].items(2)
+    return State(
+        root=node["root"].integer(0, PHYSICAL_LIMIT - 1),
+        tables=sorted_entries(np.array(rows + high, dtype=ENTRY_DTYPE), node["tables"]),
+        leaves=sorted_entries(np.concatenate([np.zeros(0, dtype=ENTRY_DTYPE), *leaves]), node["leaves"]),
+        rmp=_read_rmp(node["rmp"]),
+        counters={name: node["counters"][name].integer() for name in COUNTERS},
+        mapped=_read_mapped(node["pfn_mapped"]),
+        max_pfn_mapped=node["max_pfn_mapped"].integer(0, _FRAMES),
+        kernel_readonly=bool(node["kernel_set_to_readonly"].integer(0, 1)),
+        inject=tuple(
+            (code.integer(0, 255), many.integer(1, 1 << 20))
+            for code, many in _limited(node["inject"], _MAX_INJECT_RUNS)
+        ),
+        addresses=tuple(
+            (pfn.integer(0, _FRAMES - 1), high.integer(0, 1))
+            for pfn, high in _limited(node["addresses"], _MAX_ADDRESSES)
+        ),
+        fail_alloc=(skip.integer(), count.integer()),
+    )
+
+
+def state_from_json(value: object, source: str = "state") -> State:
+    """The state that :func:`state_to_json` made JSON values of.
+
+    Raises :class:`StateError`, one line with the place, for anything else.  Whether table entries, leaves and RMP
+    entries fit together and fit a machine is found when a machine is built from the state."""
+    return read_state(Node(value, source, StateError))

@@ -14,7 +14,8 @@ rmp_entry    RMP entries                                             rmp §1.1
 rmp_table    where an RMP entry lives, and the kernel's checks       rmp §1.6
 rmp_insn     RMPUPDATE, PSMASH, RMPREAD                              rmp §2
 dmap         building the direct map, looking it up                  direct-map §2, §3
-cpa          changing attributes: split, protect, alias              direct-map §4-§7
+validate     the invariants of a direct map
+cpa          changing attributes: split, protect, alias, collapse    direct-map §4-§8
 snp_host     the kernel's SNP layer                                  host §1
 machine      ops on all of it
 """

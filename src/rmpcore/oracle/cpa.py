@@ -1,22 +1,29 @@
-"""Changing attributes of mapped pages: split, protect, alias (direct-map §4-§6), and the calls that do so (§7)."""
+"""Changing attributes of mapped pages: split, protect, alias (direct-map §4-§6), the calls that do so (§7), and
+making large pages of small ones again (§8)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from rmpcore.maps import PAGE_SIZE, MachineMap
 from rmpcore.ops import EventKind
-from rmpcore.oracle.dmap import COUNTER, HIGH_MAPPING, SIZE, SLOTS, DirectMap, Found
+from rmpcore.oracle.dmap import COUNTER, HIGH_MAPPING, SIZE, SLOTS, DirectMap, Found, Table
 from rmpcore.oracle.journal import Journal
 from rmpcore.oracle.mem import Memory, overlap, round_down, round_up
 from rmpcore.oracle.profile import Kernel
-from rmpcore.oracle.pte import NOTHING, SPLIT_POINTER, Flags, drop_protnone, to_large, to_small
+from rmpcore.oracle.pte import NOTHING, SPLIT_POINTER, Flags, Pte, drop_protnone, to_large, to_small
 
 ENOMEM = -12
 EFAULT = -14
 SINGLE_FLUSH_MAX = 33
 """§4.6: more pages than this are not flushed one by one."""
+CACHE_BITS: Flags = frozenset({"PWT", "PCD", "PAT"})
+JUST_NX: Flags = frozenset({"NX"})
+
+Spans = Sequence[range]
+"""The virtual addresses that a call means: one span in the range flavour, in the array flavours one page each."""
 
 
 class CpaError(Exception):
@@ -41,7 +48,11 @@ class Request:
 
     def without_nx(self) -> Request:
         """§6: NX is taken out of both set and clear."""
-        return Request(self.set - {"NX"}, self.clear - {"NX"}, self.force_split)
+        return Request(self.set - JUST_NX, self.clear - JUST_NX, self.force_split)
+
+    def is_empty(self) -> bool:
+        """Nothing to set, clear or split."""
+        return not self.set and not self.clear and not self.force_split
 
 
 @dataclass
@@ -55,6 +66,7 @@ class Run:
     changed: bool = False
     """Some entry was rewritten: a flush is needed."""
     touched_aliases: bool = False
+    errno: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,13 @@ class ChangePageAttributes:
         self, machine_map: MachineMap, kernel: Kernel, dmap: DirectMap, memory: Memory, journal: Journal
     ) -> None:
         self._supported_mask = machine_map.supported_mask
+        self._nx_supported = bool(dmap.format.cut(JUST_NX, machine_map.supported_mask))
+        self._gigabyte_pages = machine_map.large_pages == "1G"
+        # §1: the cache modes' bits, as flags of a small entry.
+        modes = [dmap.format.small_flags(bits) for bits in machine_map.cachemodes]
+        _, self._write_combining, self._uncached_minus, *_ = modes
+        # §7: what is no longer writable is, from 6.6, no longer dirty either.
+        self._writable: Flags = frozenset({"RW", "D"}) if kernel.dirty_leaves_with_rw else frozenset({"RW"})
         self._kernel = kernel
         self._dmap = dmap
         self._memory = memory
@@ -97,20 +116,81 @@ class ChangePageAttributes:
 
     # -- §7: entry points ---------------------------------------------------------------------
 
-    def set_memory_4k(self, pfn: int, pages: int) -> int:
+    def set_memory_ro(self, spans: Spans) -> int:
+        return self.change(spans, Request(clear=self._writable))
+
+    def set_memory_rw(self, spans: Spans) -> int:
+        return self.change(spans, Request(set=frozenset({"RW"})))
+
+    def set_memory_rox(self, spans: Spans) -> int:
+        """From 6.15 a collapse follows what changed something without error."""
+        run = self._run(spans, Request(clear=frozenset({"RW", "D", "NX"})))
+        if self._kernel.collapses and run.changed and run.errno == 0:
+            self._collapse(spans)
+        return run.errno
+
+    def set_memory_nx(self, spans: Spans) -> int:
+        return self.change(spans, Request(set=JUST_NX))
+
+    def set_memory_x(self, spans: Spans) -> int:
+        return self.change(spans, Request(clear=JUST_NX))
+
+    def set_memory_np(self, spans: Spans) -> int:
+        return self.change(spans, Request(clear=frozenset({"P"})))
+
+    def set_memory_p(self, spans: Spans) -> int:
+        return self.change(spans, Request(set=frozenset({"P"})))
+
+    def set_memory_np_noalias(self, spans: Spans) -> int:
+        return self.change(spans, Request(clear=frozenset({"P"})), check_aliases=False)
+
+    def set_memory_4k(self, spans: Spans) -> int:
         """Forced split; from 6.15 the pages are marked to stay small."""
         mark = frozenset({"SOFTW3"}) if self._kernel.marks_kernel_4k else NOTHING
-        return self.change(self._dmap.virtual(pfn), pages, Request(set=mark, force_split=True))
+        return self.change(spans, Request(set=mark, force_split=True))
+
+    def set_memory_global(self, spans: Spans) -> int:
+        return self.change(spans, Request(set=frozenset({"G"})))
+
+    def set_memory_nonglobal(self, spans: Spans) -> int:
+        return self.change(spans, Request(clear=frozenset({"G"})))
+
+    def set_memory_uc(self, spans: Spans) -> int:
+        return self.change(spans, Request(set=self._uncached_minus))
+
+    def set_memory_wc(self, spans: Spans) -> int:
+        """Two runs: the second only after a first without error."""
+        errno = self.set_memory_uc(spans)
+        if errno != 0:
+            return errno
+        return self.change(spans, Request(set=self._write_combining, clear=CACHE_BITS))
+
+    def set_memory_wb(self, spans: Spans) -> int:
+        return self.change(spans, Request(clear=CACHE_BITS))
+
+    def set_memory_encrypted(self, spans: Spans) -> int:
+        """Where memory is not encrypted there is no C-bit, so nothing to set."""
+        return self.change(spans, Request(set=self._dmap.format.encrypted))
+
+    def set_memory_decrypted(self, spans: Spans) -> int:
+        return self.change(spans, Request(clear=self._dmap.format.encrypted))
+
+    def change_page_attr_set(self, spans: Spans, mask: int) -> int:
+        """The engine itself; the mask has no bits of a frame."""
+        return self.change(spans, Request(set=self._dmap.format.small_flags(mask)))
+
+    def change_page_attr_clear(self, spans: Spans, mask: int) -> int:
+        return self.change(spans, Request(clear=self._dmap.format.small_flags(mask)))
 
     def set_direct_map_invalid_noflush(self, pfn: int, pages: int = 1) -> int:
         """P and RW go, from 6.6 also D."""
-        clear = frozenset({"P", "RW", "D"}) if self._kernel.dirty_leaves_with_rw else frozenset({"P", "RW"})
-        return self.change(self._dmap.virtual(pfn), pages, Request(clear=clear), check_aliases=False, final_flush=False)
+        request = Request(clear=self._writable | {"P"})
+        return self.change([self._dmap.span(pfn, pages)], request, check_aliases=False, final_flush=False)
 
     def set_direct_map_default_noflush(self, pfn: int, pages: int = 1) -> int:
         """P and RW come; what else went does not come back."""
         request = Request(set=frozenset({"P", "RW"}))
-        return self.change(self._dmap.virtual(pfn), pages, request, check_aliases=False, final_flush=False)
+        return self.change([self._dmap.span(pfn, pages)], request, check_aliases=False, final_flush=False)
 
     def set_direct_map_valid_noflush(self, pfn: int, pages: int, valid: bool) -> int:
         """One of the two above, for several pages."""
@@ -120,34 +200,65 @@ class ChangePageAttributes:
 
     # -- §4: changing attributes --------------------------------------------------------------
 
-    def change(
-        self, start: int, pages: int, request: Request, *, check_aliases: bool = True, final_flush: bool = True
-    ) -> int:
-        """Change ``pages`` pages from virtual address ``start``; gives 0 or a negative errno."""
+    def change(self, spans: Spans, request: Request, *, check_aliases: bool = True, final_flush: bool = True) -> int:
+        """Change all pages of ``spans``, in order; gives 0 or a negative errno."""
+        return self._run(spans, request, check_aliases=check_aliases, final_flush=final_flush).errno
+
+    def _run(self, spans: Spans, request: Request, *, check_aliases: bool = True, final_flush: bool = True) -> Run:
         # Set bits are first cut to the supported mask.
         supported = self._dmap.format.cut(request.set, self._supported_mask)
         request = Request(supported, request.clear, request.force_split)
+        primary = True
+        if not self._kernel.checks_aliases_of_nx:
+            # §10, before 6.2: a change of NX alone checks no aliases, and what checks none is not a primary run.
+            primary = check_aliases = check_aliases and request.set | request.clear != JUST_NX
+        run = Run(request, primary)
         # Nothing to set, clear or split: touch nothing.
-        if not request.set and not request.clear and not request.force_split:
-            return 0
-        run = Run(request, primary=True)
-        errno = 0
+        if request.is_empty():
+            return run
         try:
-            self._walk(run, start, pages, check_aliases)
+            for span in spans:
+                self._walk(run, span.start, len(span) // PAGE_SIZE, check_aliases)
         except CpaError as error:
-            errno = error.errno
+            run.errno = error.errno
         if final_flush:
-            self._flush(run, start, pages, errno)
-        return errno
+            self._flush(run, spans)
+        return run
 
-    def _flush(self, run: Run, start: int, pages: int, errno: int) -> None:
-        """§4.6."""
+    def _flush(self, run: Run, spans: Spans) -> None:
+        """§4.6: nothing when nothing changed; TLBs, then the caches when the set bits hold a cache mode."""
+        journal = self._journal
         if not run.changed:
             return
-        if errno != 0 or run.touched_aliases or pages > SINGLE_FLUSH_MAX:
-            self._journal.flush_all()
+        pages = sum(len(span) // PAGE_SIZE for span in spans)
+        if run.errno != 0 or run.touched_aliases or pages > SINGLE_FLUSH_MAX:
+            journal.flush_all()
         else:
-            self._journal.flush_pages(start, pages)
+            for span in spans:
+                journal.flush_pages(span.start, len(span) // PAGE_SIZE)
+        if not run.request.set & CACHE_BITS:
+            return
+        if run.errno != 0:
+            journal.flush_cache_all()
+            return
+        for span in spans:
+            for present in self._present_parts(span):
+                journal.flush_cache(present.start, len(present) // PAGE_SIZE)
+
+    def _present_parts(self, span: range) -> Iterator[range]:
+        """The parts of a span that are present, each as long as can be."""
+        start = virtual = span.start
+        while virtual < span.stop:
+            found = self._dmap.lookup(virtual)
+            size = SIZE[1] if found is None else SIZE[found.level]
+            following = min(round_down(virtual, size) + size, span.stop)
+            if found is None or "P" not in self._dmap.format.read(found.raw, found.level).flags:
+                if start < virtual:
+                    yield range(start, virtual)
+                start = following
+            virtual = following
+        if start < virtual:
+            yield range(start, virtual)
 
     def _walk(self, run: Run, start: int, pages: int, check_aliases: bool) -> None:
         """Loop until the pages are used up."""
@@ -196,6 +307,7 @@ class ChangePageAttributes:
         """§4.2: apply, then static protections, then drop G if P is gone.  Write if the value differs."""
         entry = self._dmap.format.read(found.raw, 1)
         flags = self._protect(run.request.apply(entry.flags), virtual, entry.frame, 1, whole_large_page=False)
+        self._report_w_and_x(found, virtual, entry.flags, flags)
         self._write(run, found, entry.frame, drop_protnone(flags))
         return Chunk(entry.frame, 1)
 
@@ -221,13 +333,24 @@ class ChangePageAttributes:
             self._split(run, leaf, virtual)
             return None
         # d. Static protections would alter the required flags.
-        if self._protect_whole(leaf, required) != required:
+        allowed = self._protect_whole(leaf, required)
+        self._report_w_and_x(leaf.found, leaf.virtual, leaf.flags, allowed)
+        if allowed != required:
             self._split(run, leaf, virtual)
             return None
         # e. Rewrite the large entry.
         leaf.found.table.put(leaf.found.index, self._dmap.format.write(leaf.frame, required))
         run.changed = True
         return done
+
+    def _report_w_and_x(self, found: Found, virtual: int, old: Flags, new: Flags) -> None:
+        """The kernel's complaint about what becomes writable and executable.  It prevents nothing."""
+        if (old ^ new).isdisjoint({"RW", "NX"}) or "RW" not in new or "NX" in new or not self._nx_supported:
+            return
+        # The levels above may take away the one or the other.
+        if found.rw and not found.nx:
+            value = self._dmap.format.value
+            self._journal.event(EventKind.W_AND_X, level=found.level, a=virtual, b=value(old), c=value(new))
 
     def _write(self, run: Run, found: Found, frame: int, flags: Flags) -> None:
         raw = self._dmap.format.write(frame, flags)
@@ -267,18 +390,25 @@ class ChangePageAttributes:
         journal.flush_all()
 
     def _count_split(self, virtual: int, level: int) -> None:
-        """§4.4: the kernel's counts, for mapped frames of the direct map and of the kernel image."""
-        dmap, counters = self._dmap, self._journal.counters
-        if virtual in dmap.area:
-            frame = (virtual - dmap.page_offset) // PAGE_SIZE
-        elif dmap.image is not None and virtual in HIGH_MAPPING:
-            frame = dmap.image_frame(virtual)
-        else:
-            return
-        if dmap.is_mapped(frame) and counters[COUNTER[level]] != 0:
-            counters[COUNTER[level]] -= 1
-            counters[COUNTER[level - 1]] += SLOTS
+        """§4.4: the kernel's counts move down one level, if there is something to move."""
+        counters = self._journal.counters
+        if self._is_counted(virtual) and counters[COUNTER[level]] != 0:
+            self._move_counts(level, -1)
             counters[f"level{level}_splits"] += 1
+
+    def _move_counts(self, level: int, leaves: int) -> None:
+        """So many leaves of ``level`` more, and what they are made of less (or the other way)."""
+        counters = self._journal.counters
+        for name, change in ((COUNTER[level], leaves), (COUNTER[level - 1], -leaves * SLOTS)):
+            # The kernel's counter is an unsigned long.
+            counters[name] = (counters[name] + change) % (1 << 64)
+
+    def _is_counted(self, virtual: int) -> bool:
+        """§4.4: the kernel counts mapped frames of the direct map and of the kernel image."""
+        dmap = self._dmap
+        if virtual in dmap.area:
+            return dmap.is_mapped((virtual - dmap.page_offset) // PAGE_SIZE)
+        return dmap.image is not None and virtual in HIGH_MAPPING and dmap.is_mapped(dmap.image_frame(virtual))
 
     # -- §5: static protections ---------------------------------------------------------------
 
@@ -338,3 +468,73 @@ class ChangePageAttributes:
         run.touched_aliases = True
         alias = Run(run.request.without_nx(), primary=False, enforce=run.enforce)
         self._walk(alias, virtual, pages, check_aliases=False)
+
+    # -- §8: collapse -------------------------------------------------------------------------
+
+    def _collapse(self, spans: Spans) -> None:
+        """Each 2 MiB span of the request, its start rounded down; after a success the same one level up."""
+        replaced: list[Table] = []
+        for span in spans:
+            for virtual in range(round_down(span.start, SIZE[2]), span.stop, SIZE[2]):
+                for level in (2, 3):
+                    table = self._collapse_at(virtual, level)
+                    if table is None:
+                        break
+                    replaced.append(table)
+        if not replaced:
+            return
+        # One full flush for all; only then can the tables be given back.
+        self._journal.flush_all()
+        for table in replaced:
+            self._journal.event(EventKind.TABLE_FREE, a=table.address)
+            self._dmap.remove_table(table)
+
+    def _collapse_at(self, virtual: int, level: int) -> Table | None:
+        """Make a large page of the table under the entry of ``level``; gives the table that it replaces, if it can."""
+        dmap = self._dmap
+        above = dmap.table_for(virtual, level)
+        # 1 GiB pages have to be in use.
+        if above is None or (level == 3 and not self._gigabyte_pages):
+            return None
+        # The entry must point to a table.
+        index = above.index(virtual)
+        raw = above.get(index)
+        if raw == 0 or not dmap.is_table(raw, level):
+            return None
+        below = dmap.below(raw)
+        first = self._uniform(below)
+        if first is None:
+            return None
+        # A 2 MiB leaf takes the flags in large form, with PSE; those of a 1 GiB leaf have it already.
+        flags = to_large(first.flags) | {"PSE"} if level == 2 else first.flags
+        leaf = dmap.format.write(first.frame, flags)
+        above.put(index, leaf)
+        start = round_down(virtual, SIZE[level])
+        self._count_collapse(start, level)
+        self._journal.event(EventKind.COLLAPSE, level=level, a=start, b=leaf, c=below.address)
+        return below
+
+    def _uniform(self, table: Table) -> Pte | None:
+        """The first entry of a table that maps what one large page could map."""
+        pages_each = SIZE[table.level] // PAGE_SIZE
+        read = self._dmap.format.read
+        first = read(table.get(0), table.level)
+        # The frame has to be aligned to the large page.
+        if first.frame % (SLOTS * pages_each) != 0:
+            return None
+        # Small pages: not those marked to stay small.  2 MiB entries: leaves.
+        if "SOFTW3" in first.flags if table.level == 1 else "PSE" not in first.flags:
+            return None
+        # All present, with the same flags and consecutive frames.
+        if "P" not in first.flags:
+            return None
+        for i in range(1, SLOTS):
+            if read(table.get(i), table.level) != Pte(first.frame + i * pages_each, first.flags):
+                return None
+        return first
+
+    def _count_collapse(self, virtual: int, level: int) -> None:
+        """The counts of a split move back."""
+        if self._is_counted(virtual):
+            self._move_counts(level, +1)
+            self._journal.counters[f"level{level}_collapses"] += 1

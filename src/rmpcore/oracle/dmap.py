@@ -17,7 +17,7 @@ from rmpcore.maps import DIRECT_MAP_LIMIT, MIB, PAGE_SIZE, E820Type, KernelImage
 from rmpcore.ops import LEVEL_NAMES
 from rmpcore.oracle.journal import Journal
 from rmpcore.oracle.mem import Memory, overlap, round_down, round_up
-from rmpcore.oracle.pte import BOOT_POINTER, PAGE_KERNEL, PAGE_KERNEL_EXEC, PteFormat
+from rmpcore.oracle.pte import BOOT_POINTER, PAGE_KERNEL, PAGE_KERNEL_EXEC, Flags, PteFormat
 from rmpcore.state import State
 
 SIZE = {1: 1 << 12, 2: 1 << 21, 3: 1 << 30, 4: 1 << 39, 5: 1 << 48}
@@ -111,6 +111,11 @@ class DirectMap:
     def virtual(self, pfn: int) -> int:
         """Where a frame is in the direct map."""
         return self.page_offset + pfn * PAGE_SIZE
+
+    def span(self, pfn: int, pages: int, *, high: bool = False) -> range:
+        """The virtual addresses of consecutive frames, in the direct map or in the high mapping."""
+        start = self.high_virtual(pfn) if high else self.virtual(pfn)
+        return range(start, start + pages * PAGE_SIZE)
 
     def high_virtual(self, pfn: int) -> int:
         """Where a frame of the kernel image is in the high mapping."""
@@ -260,8 +265,8 @@ class DirectMap:
                 # A leaf that exists is kept, and counted; else one is written, and counted.
                 if raw == 0:
                     self._write_leaf(table, index, slot)
-                elif self._is_table(raw, level):
-                    last = self._fill(self._below(raw), overlap(piece, range(slot, slot + size)), sizes)
+                elif self.is_table(raw, level):
+                    last = self._fill(self.below(raw), overlap(piece, range(slot, slot + size)), sizes)
                     continue
                 self._journal.counters[COUNTER[level]] += 1
                 last = slot + size
@@ -301,22 +306,23 @@ class DirectMap:
 
     # -- tables -------------------------------------------------------------------------------
 
-    def _is_table(self, raw: int, level: int) -> bool:
+    def is_table(self, raw: int, level: int) -> bool:
         """Does an entry point to a table?  Present ones do above level 1, but for the large pages of levels 2 and 3."""
-        if level == 1:
-            return False
-        flags = self.format.read(raw, level).flags
+        return level > 1 and self._points(self.format.read(raw, level).flags, level)
+
+    @staticmethod
+    def _points(flags: Flags, level: int) -> bool:
         return "P" in flags and not (level in (2, 3) and "PSE" in flags)
 
-    def _below(self, raw: int) -> Table:
+    def below(self, raw: int) -> Table:
         """The table that an entry points to."""
         return self.tables[self.format.read(raw, 4).frame * PAGE_SIZE]
 
     def _enter(self, table: Table, index: int) -> Table:
         """The table under a slot; a new one when there is none."""
         raw = table.get(index)
-        if raw != 0 and self._is_table(raw, table.level):
-            return self._below(raw)
+        if raw != 0 and self.is_table(raw, table.level):
+            return self.below(raw)
         below = self._new_table(table.level - 1)
         table.put(index, self.format.write(below.address // PAGE_SIZE, BOOT_POINTER | self.format.encrypted))
         return below
@@ -333,6 +339,11 @@ class DirectMap:
         self.tables[address] = table
         return table
 
+    def remove_table(self, table: Table) -> None:
+        """Its page is free again."""
+        del self.tables[table.address]
+        self._memory.release(table.address)
+
     # -- §3: lookup ---------------------------------------------------------------------------
 
     def lookup(self, virtual: int) -> Found | None:
@@ -348,21 +359,21 @@ class DirectMap:
             if raw == 0:
                 return None
             # A leaf, or a not-present non-empty entry: that entry and its level.
-            if not self._is_table(raw, table.level):
+            frame, flags = self.format.read(raw, table.level)
+            if not self._points(flags, table.level):
                 return Found(table, index, raw, rw, nx)
-            flags = self.format.read(raw, table.level).flags
             rw = rw and "RW" in flags
             nx = nx or "NX" in flags
-            table = self._below(raw)
+            table = self.tables[frame * PAGE_SIZE]
 
-    def _table_for(self, virtual: int, level: int) -> Table | None:
+    def table_for(self, virtual: int, level: int) -> Table | None:
         """The table of one level on the way to an address."""
         table = self.root
         while table.level > level:
             raw = table.get(table.index(virtual))
-            if raw == 0 or not self._is_table(raw, table.level):
+            if raw == 0 or not self.is_table(raw, table.level):
                 return None
-            table = self._below(raw)
+            table = self.below(raw)
         return table
 
     # -- State: out ---------------------------------------------------------------------------
@@ -376,7 +387,7 @@ class DirectMap:
             # The upper half of the top table lies at the top of the address space.
             base = (index if index < half else index - SLOTS) * SIZE[self.root.level] % ADDRESSES
             self._collect(self.root, index, base, 0, self.area, tables, leaves)
-        high = self._table_for(HIGH_BASE, 2)
+        high = self.table_for(HIGH_BASE, 2)
         if high is not None:
             for index in high.slots:
                 self._collect(high, index, HIGH_BASE + index * SIZE[2], 1, HIGH_MAPPING, tables, leaves)
@@ -390,9 +401,9 @@ class DirectMap:
             return
         raw = table.get(index)
         row = (window, table.level, (base - area.start) % ADDRESSES, raw)
-        if self._is_table(raw, table.level):
+        if self.is_table(raw, table.level):
             tables.append(row)
-            below = self._below(raw)
+            below = self.below(raw)
             for i in below.slots:
                 self._collect(below, i, base + i * SIZE[below.level], window, area, tables, leaves)
         else:
@@ -462,18 +473,18 @@ class DirectMap:
 
     def _check_pointer(self, row: Row) -> None:
         _, level, _, raw = row
-        if not self._is_table(raw, level):
+        if not self.is_table(raw, level):
             raise MachineError(f"{_name(row)} is {raw:#018x}, which does not point to a table")
 
     def _check_leaf(self, row: Row) -> None:
         _, level, _, raw = row
-        if self._is_table(raw, level):
+        if self.is_table(raw, level):
             raise MachineError(f"{_name(row)} is {raw:#018x}, present but not a large page")
 
     def _place(self, row: Row, placed: set[tuple[int, int]]) -> None:
         _, level, _, raw = row
         virtual = self._address_of(row) % ADDRESSES
-        table = self._table_for(virtual, level)
+        table = self.table_for(virtual, level)
         if table is None:
             raise MachineError(f"{_name(row)}: the table that should hold it is missing")
         slot = (table.address, table.index(virtual))

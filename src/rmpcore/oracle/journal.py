@@ -29,3 +29,13 @@ class Journal:
         """``pages`` pages from ``virtual``, one by one, on all CPUs."""
         self.counters["flush_pages"] += pages
         self.event(EventKind.FLUSH_PAGES, a=virtual, b=pages)
+
+    def flush_cache(self, virtual: int, pages: int) -> None:
+        """Cache lines of ``pages`` pages from ``virtual``, on all CPUs."""
+        self.counters["flush_cache"] += pages
+        self.event(EventKind.FLUSH_CACHE, a=virtual, b=pages)
+
+    def flush_cache_all(self) -> None:
+        """All caches on all CPUs."""
+        self.counters["flush_cache_all"] += 1
+        self.event(EventKind.FLUSH_CACHE_ALL)

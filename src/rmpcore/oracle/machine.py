@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from rmpcore.ops import (
     EVENT_DTYPE,
     OP_DTYPE,
     RESULT_DTYPE,
+    Flavour,
     Kind,
     Op,
     OpCode,
@@ -23,8 +25,8 @@ from rmpcore.ops import (
     Result,
     ResultFlag,
 )
-from rmpcore.oracle.cpa import ChangePageAttributes
-from rmpcore.oracle.dmap import DirectMap
+from rmpcore.oracle.cpa import ChangePageAttributes, Spans
+from rmpcore.oracle.dmap import HIGH_MAPPING, DirectMap
 from rmpcore.oracle.journal import Journal
 from rmpcore.oracle.mem import Memory
 from rmpcore.oracle.profile import hardware_profile, kernel_profile
@@ -32,11 +34,13 @@ from rmpcore.oracle.rmp_entry import RmpEntry
 from rmpcore.oracle.rmp_insn import INJECT_RUNS_MAX, FaultError, RmpInput, SnpInstructions
 from rmpcore.oracle.rmp_table import RmpTable, open_table
 from rmpcore.oracle.snp_host import HangError, SnpHost
+from rmpcore.oracle.validate import first_broken, pages_counted
 from rmpcore.state import COUNTERS, RMP_DTYPE, State, entries
 
 INJECT_CODES = range(256)
 INJECT_COUNTS = range(1, (1 << 20) + 1)
 LEAK_PAGES_MAX = 1 << 20
+ADDRESSES_MAX = 1024
 
 _HOST_LAYER = frozenset(
     {
@@ -97,17 +101,45 @@ class OracleMachine:
             OpCode.dump_rmpentry: self._dump_rmpentry,
             OpCode.snp_leak_pages: self._snp_leak_pages,
             OpCode.lookup: self._lookup,
-            OpCode.set_memory_4k: self._set_memory_4k,
             OpCode.set_direct_map_invalid_noflush: self._set_direct_map_invalid_noflush,
             OpCode.set_direct_map_default_noflush: self._set_direct_map_default_noflush,
             OpCode.set_direct_map_valid_noflush: self._set_direct_map_valid_noflush,
             OpCode.inject: self._inject,
             OpCode.fail_alloc: self._fail_alloc,
+            OpCode.cpa_address: self._cpa_address,
         }
+        # direct-map §7: what names its pages in one of the three flavours.
+        calls: dict[OpCode, Callable[[Spans], int]] = {
+            OpCode.set_memory_4k: self._cpa.set_memory_4k,
+            OpCode.set_memory_ro: self._cpa.set_memory_ro,
+            OpCode.set_memory_rw: self._cpa.set_memory_rw,
+            OpCode.set_memory_rox: self._cpa.set_memory_rox,
+            OpCode.set_memory_nx: self._cpa.set_memory_nx,
+            OpCode.set_memory_x: self._cpa.set_memory_x,
+            OpCode.set_memory_np: self._cpa.set_memory_np,
+            OpCode.set_memory_p: self._cpa.set_memory_p,
+            OpCode.set_memory_np_noalias: self._cpa.set_memory_np_noalias,
+            OpCode.set_memory_global: self._cpa.set_memory_global,
+            OpCode.set_memory_nonglobal: self._cpa.set_memory_nonglobal,
+            OpCode._set_memory_uc: self._cpa.set_memory_uc,
+            OpCode._set_memory_wc: self._cpa.set_memory_wc,
+            OpCode._set_memory_wb: self._cpa.set_memory_wb,
+            OpCode.set_memory_encrypted: self._cpa.set_memory_encrypted,
+            OpCode.set_memory_decrypted: self._cpa.set_memory_decrypted,
+        }
+        masked: dict[OpCode, Callable[[Spans, int], int]] = {
+            OpCode.change_page_attr_set: self._cpa.change_page_attr_set,
+            OpCode.change_page_attr_clear: self._cpa.change_page_attr_clear,
+        }
+        self._do |= {code: partial(self._change, call) for code, call in calls.items()}
+        self._do |= {code: partial(self._change_masked, call) for code, call in masked.items()}
+        self._addresses: list[tuple[int, int]] = []
+        """What cpa_address has listed: frame, and 1 for its place in the high mapping."""
         if state is None:
             self._dmap.boot()
         else:
             self._load(state)
+        self._pages_at_first = pages_counted(self._journal.counters)
 
     @property
     def backend(self) -> str:
@@ -155,6 +187,8 @@ class OracleMachine:
             return self._kernel.has_snp_host
         if code == OpCode.set_direct_map_valid_noflush:
             return self._kernel.has_set_direct_map_valid
+        if code == OpCode.set_memory_rox:
+            return self._kernel.has_set_memory_rox
         return True
 
     def _require(self, condition: bool) -> None:
@@ -225,32 +259,54 @@ class OracleMachine:
 
     # The direct map.
 
-    def _in_direct_map(self, pfn: int, pages: int) -> None:
-        """What lies beyond the direct map's area is not modelled."""
-        self._require(pfn + pages <= DIRECT_MAP_LIMIT[self._map.levels] // PAGE_SIZE)
+    def _in_direct_map(self, pfn: int, pages: int, high: int = 0) -> bool:
+        """What lies beyond the direct map's area, or beyond the high mapping's, is not modelled."""
+        if not high:
+            return pfn + pages <= DIRECT_MAP_LIMIT[self._map.levels] // PAGE_SIZE
+        if self._map.image is None:
+            return False
+        span = self._dmap.span(pfn, pages, high=True)
+        return HIGH_MAPPING.start <= span.start and span.stop <= HIGH_MAPPING.stop
+
+    def _spans(self, op: Op) -> Spans:
+        """The addresses that an op of any flavour means; an array is used up by it."""
+        high = _flag(op, OpFlag.HIGH)
+        if op.level == Flavour.RANGE:
+            self._require(self._in_direct_map(op.addr, op.count, high))
+            return [self._dmap.span(op.addr, op.count, high=bool(high))]
+        self._require(op.level in (Flavour.ARRAY, Flavour.PAGES))
+        self._require(op.addr == 0 and not high and op.count <= len(self._addresses))
+        meant = self._addresses[: op.count]
+        # Pages are meant by frame: where they are is in the direct map.
+        self._require(op.level == Flavour.ARRAY or not any(high for _, high in meant))
+        self._addresses.clear()
+        return [self._dmap.span(pfn, 1, high=bool(high)) for pfn, high in meant]
+
+    def _change(self, call: Callable[[Spans], int], op: Op) -> Result:
+        return Result(call(self._spans(op)))
+
+    def _change_masked(self, call: Callable[[Spans, int], int], op: Op) -> Result:
+        self._require(op.gpa & self._dmap.format.frame_mask == 0)
+        return Result(call(self._spans(op), op.gpa))
 
     def _lookup(self, op: Op) -> Result:
-        self._in_direct_map(op.addr, 1)
+        self._require(self._in_direct_map(op.addr, 1))
         found = self._dmap.lookup(self._dmap.virtual(op.addr))
         if found is None:
             return Result(0)
         flags = (ResultFlag.RW if found.rw else 0) | (ResultFlag.NX if found.nx else 0)
         return Result(0, level=found.level, flags=int(flags), value=found.raw)
 
-    def _set_memory_4k(self, op: Op) -> Result:
-        self._in_direct_map(op.addr, op.count)
-        return Result(self._cpa.set_memory_4k(op.addr, op.count))
-
     def _set_direct_map_invalid_noflush(self, op: Op) -> Result:
-        self._in_direct_map(op.addr, 1)
+        self._require(self._in_direct_map(op.addr, 1))
         return Result(self._cpa.set_direct_map_invalid_noflush(op.addr))
 
     def _set_direct_map_default_noflush(self, op: Op) -> Result:
-        self._in_direct_map(op.addr, 1)
+        self._require(self._in_direct_map(op.addr, 1))
         return Result(self._cpa.set_direct_map_default_noflush(op.addr))
 
     def _set_direct_map_valid_noflush(self, op: Op) -> Result:
-        self._in_direct_map(op.addr, op.count)
+        self._require(self._in_direct_map(op.addr, op.count))
         valid = bool(_flag(op, OpFlag.VALID))
         return Result(self._cpa.set_direct_map_valid_noflush(op.addr, op.count, valid))
 
@@ -268,6 +324,14 @@ class OracleMachine:
         self._memory.fail_skip, self._memory.fail_count = op.addr, op.count
         return Result(0)
 
+    def _cpa_address(self, op: Op) -> Result:
+        high = _flag(op, OpFlag.HIGH)
+        self._require(self._in_direct_map(op.addr, 1, high))
+        if len(self._addresses) >= ADDRESSES_MAX:
+            raise RefusedError(Refusal.QUEUE_FULL)
+        self._addresses.append((op.addr, high))
+        return Result(0)
+
     # -- state --------------------------------------------------------------------------------
 
     def state(self) -> State:
@@ -283,6 +347,7 @@ class OracleMachine:
             max_pfn_mapped=self._dmap.max_pfn_mapped,
             kernel_readonly=self._dmap.kernel_readonly,
             inject=tuple((code, count) for code, count in self._instructions.injected),
+            addresses=tuple(self._addresses),
             fail_alloc=(self._memory.fail_skip, self._memory.fail_count),
         )
 
@@ -297,7 +362,16 @@ class OracleMachine:
         if state.inject and self._table is None:
             raise MachineError("injected codes, but no RMP")
         self._instructions.injected = [[code, count] for code, count in state.inject]
+        self._addresses = [(pfn, high) for pfn, high in state.addresses]
+        if len(self._addresses) > ADDRESSES_MAX:
+            raise MachineError(f"{len(self._addresses)} listed addresses are more than {ADDRESSES_MAX}")
+        for pfn, high in self._addresses:
+            if high not in (0, 1) or not self._in_direct_map(pfn, 1, high):
+                raise MachineError(f"listed address of pfn {pfn:#x} (high={high}): no mapping reaches it")
         self._memory.fail_skip, self._memory.fail_count = state.fail_alloc
+
+    def validate(self) -> str | None:
+        return first_broken(self._map, self._memory, self._dmap, self._journal, self._pages_at_first)
 
     def record_events(self, on: bool) -> None:
         self._journal.listening = on

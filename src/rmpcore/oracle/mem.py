@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from rmpcore.maps import PAGE_SIZE, MachineMap
+from rmpcore.maps import PAGE_SIZE, PHYSICAL_LIMIT, MachineMap
 
 SECTION_FRAMES = 1 << 15
 """Frames of a 128 MiB section, the granule of the kernel's pfn_valid() (host §1)."""
@@ -61,7 +61,8 @@ class Memory:
             )
         }
         self._in_use: set[int] = set()
-        self._from_the_top = self._highest_first()
+        self._search_from = PHYSICAL_LIMIT
+        """No page above this one is free."""
         self.fail_skip = 0
         """Allocations that still succeed ..."""
         self.fail_count = 0
@@ -79,6 +80,11 @@ class Memory:
         """A page that holds a table from now on."""
         self._in_use.add(address)
 
+    def release(self, address: int) -> None:
+        """A page that holds no table any more: it counts as free again."""
+        self._in_use.remove(address)
+        self._search_from = max(self._search_from, address)
+
     def is_claimed(self, address: int) -> bool:
         return address in self._in_use
 
@@ -89,12 +95,14 @@ class Memory:
         elif self.fail_count > 0:
             self.fail_count -= 1
             return None
-        for address in self._from_the_top:
+        for address in self._highest_first():
             if address not in self._in_use:
                 self.claim(address)
+                self._search_from = address
                 return address
+        self._search_from = 0
         return None
 
     def _highest_first(self) -> Iterator[int]:
         for free in reversed(self._free_pages):
-            yield from reversed(range(free.start, free.stop, PAGE_SIZE))
+            yield from reversed(range(free.start, min(free.stop, self._search_from + PAGE_SIZE), PAGE_SIZE))

@@ -10,7 +10,7 @@ from rmpcore.machine import MachineError
 
 CHANGES = {
     (6, 1): "the base of the rules",
-    (6, 2): "set_memory_rox",
+    (6, 2): "set_memory_rox, aliases of changes of NX alone",
     (6, 6): "D leaves together with RW",
     (6, 9): "SNP host support",
     (6, 13): "set_direct_map_valid_noflush",
@@ -35,6 +35,16 @@ class Kernel:
         return (self.major, self.minor) >= (major, minor)
 
     @property
+    def has_set_memory_rox(self) -> bool:
+        """From 6.2: set_memory_rox exists."""
+        return self.since(6, 2)
+
+    @property
+    def checks_aliases_of_nx(self) -> bool:
+        """From 6.2: a change of NX alone looks for aliases too; a run that looks for none is still a primary run."""
+        return self.since(6, 2)
+
+    @property
     def dirty_leaves_with_rw(self) -> bool:
         """From 6.6: what takes RW away takes D too."""
         return self.since(6, 6)
@@ -52,6 +62,11 @@ class Kernel:
     @property
     def marks_kernel_4k(self) -> bool:
         """From 6.15: set_memory_4k sets SOFTW3, "keep this page small"."""
+        return self.since(6, 15)
+
+    @property
+    def collapses(self) -> bool:
+        """From 6.15: set_memory_rox makes large pages of small ones."""
         return self.since(6, 15)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Flags = frozenset[str]
 
@@ -14,6 +14,8 @@ _COMMON = {
     0: "P", 1: "RW", 2: "US", 3: "PWT", 4: "PCD", 5: "A", 6: "D", 8: "G", 9: "SOFTW1", 10: "SOFTW2", 11: "SOFTW3",
     57: "SOFTW4", 58: "SOFTW5", 59: "PKEY0", 60: "PKEY1", 61: "PKEY2", 62: "PKEY3", 63: "NX",
 }  # fmt: skip
+_PRESENT = 1 << 0
+_PSE = 1 << 7
 _SMALL = {7: "PAT"}
 _LARGE = {7: "PSE", 12: "PAT_LARGE"}
 
@@ -45,8 +47,7 @@ def drop_protnone(flags: Flags) -> Flags:
     return flags if "P" in flags else flags - {"G"}
 
 
-@dataclass(frozen=True)
-class Pte:
+class Pte(NamedTuple):
     """An entry as the rules see it."""
 
     frame: int
@@ -66,16 +67,19 @@ class PteFormat:
         for bit in range(64):
             # Bits that the rules do not name are flags all the same when they lie outside the frame.
             self._bits[f"BIT{bit}"] = bit
+        self._frame_masks = {
+            lowest: ((1 << FRAME_BITS.stop) - (1 << lowest)) & ~c_bit for lowest in LEVEL_SHIFT.values()
+        }
+        """The bits of the frame, by the lowest of them."""
         self._names_seen: dict[tuple[int, bool], Flags] = {}
         self._values_seen: dict[Flags, int] = {}
 
     def read(self, raw: int, level: int) -> Pte:
         """Frame and flags of a raw entry found at ``level``."""
-        large = level in (2, 3)
-        has_pse = large and self._is_set(raw, 7)
-        frame_mask = self._frame_mask(LEVEL_SHIFT[level] if has_pse else 12)
+        has_pse = level in (2, 3) and raw & _PSE
+        frame_mask = self._frame_masks[LEVEL_SHIFT[level] if has_pse else 12]
         # An entry that is not zero and not present stores its frame inverted; reading undoes it.
-        inverted = raw != 0 and not self._is_set(raw, 0)
+        inverted = raw != 0 and not raw & _PRESENT
         frame = (~raw if inverted else raw) & frame_mask
         return Pte(frame >> 12, self._names(raw & ~frame_mask, level == 1))
 
@@ -87,6 +91,25 @@ class PteFormat:
         """The same by the boot code, which masks its large entries to the level's size."""
         return self._compose(frame, flags, LEVEL_SHIFT[level])
 
+    @property
+    def frame_mask(self) -> int:
+        """The bits of a small entry that are its frame."""
+        return self._frame_masks[12]
+
+    def small_flags(self, bits: int) -> Flags:
+        """The flags that these bits are in a small entry."""
+        return self._names(bits & ~self.frame_mask, small=True)
+
+    def value(self, flags: Flags) -> int:
+        """The bits that these flags are."""
+        seen = self._values_seen.get(flags)
+        if seen is None:
+            seen = 0
+            for name in flags:
+                seen |= 1 << self._bits[name]
+            self._values_seen[flags] = seen
+        return seen
+
     def cut(self, flags: Flags, mask: int) -> Flags:
         """The flags whose bits are in ``mask``."""
         return frozenset(name for name in flags if self._is_set(mask, self._bits[name]))
@@ -95,10 +118,7 @@ class PteFormat:
         address = frame << 12
         if flags and "P" not in flags:
             address = ~address
-        return address & self._frame_mask(lowest_frame_bit) | self._value(flags)
-
-    def _frame_mask(self, lowest: int) -> int:
-        return ((1 << FRAME_BITS.stop) - (1 << lowest)) & ~self._c_bit
+        return address & self._frame_masks[lowest_frame_bit] | self.value(flags)
 
     @staticmethod
     def _is_set(value: int, bit: int) -> bool:
@@ -112,13 +132,4 @@ class PteFormat:
                 table = table | {self._c_bit.bit_length() - 1: ENCRYPTED}
             seen = frozenset(table.get(bit, f"BIT{bit}") for bit in range(64) if self._is_set(bits, bit))
             self._names_seen[bits, small] = seen
-        return seen
-
-    def _value(self, flags: Flags) -> int:
-        seen = self._values_seen.get(flags)
-        if seen is None:
-            seen = 0
-            for name in flags:
-                seen |= 1 << self._bits[name]
-            self._values_seen[flags] = seen
         return seen

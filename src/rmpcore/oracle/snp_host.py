@@ -76,7 +76,7 @@ class SnpHost:
         found = self._dmap.lookup(self._dmap.virtual(pfn))
         if found is None or found.raw == 0 or found.level == 1:
             return 0
-        return self._cpa.set_memory_4k(pfn, 1)
+        return self._cpa.set_memory_4k([self._dmap.span(pfn, 1)])
 
     def rmpupdate(self, pfn: int, state: RmpInput) -> int:
         """Raises :class:`HangError` where the kernel would never come back."""

@@ -1,0 +1,214 @@
+"""Native and oracle on a long seeded run of random direct-map ops: ``python tests/lockstep.py --ops 1000000 --jobs 2``.
+
+The run is cut into units of one profile (map, kernel) and one seed each, which boot afresh.  In a unit both machines
+get the same ops in bulk; results, events, states and validate() are compared after every chunk.  Exit 1 with a short
+report on the first difference: the unit, the op, and as few ops before it as still show it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import machines as m
+import numpy as np
+import numpy.typing as npt
+from random_ops import direct_map_ops, frames_of, image_frames
+
+from rmpcore.machine import Machine, MachineLike
+from rmpcore.maps import PAGE_OFFSETS, MachineMap
+from rmpcore.ops import EventKind, Kind, Op, OpCode, Refusal, Result, format_result, pack_ops, unpack_results
+from rmpcore.state import diff_states
+
+Records = npt.NDArray[np.void]
+
+KERNELS = ("6.1", "6.2", "6.6", "6.9", "6.13", "6.15", "7.3")
+NOPAT = (0x00, 0x10, 0x10, 0x18, 0x08, 0x10)
+WITHOUT_G = m.U64 & ~m.G
+SMALL = m.build_map([(0, 16 * m.MIB), (18 * m.MIB, 6 * m.MIB)])
+IMAGE = dataclasses.replace(m.IMAGE, memory=((0, 40 * m.MIB),), e820=((0, 40 * m.MIB, 1),), max_pfn=0x2800)
+GIGA = m.build_map([(0, 2 * m.GIB), (3 * m.GIB, m.GIB)])
+MAPS: dict[str, MachineMap] = {
+    "2M": SMALL,
+    "4K": dataclasses.replace(SMALL, large_pages="4K"),
+    "1G": GIGA,
+    "1G nopat pti": dataclasses.replace(GIGA, cachemodes=NOPAT, default_mask=WITHOUT_G),
+    "c-bit pti": dataclasses.replace(SMALL, c_bit=1 << 51, default_mask=WITHOUT_G),
+    "image": IMAGE,
+    "image 4K": dataclasses.replace(IMAGE, large_pages="4K"),
+    "image 1G": dataclasses.replace(GIGA, image=m.IMAGE_SYMBOLS),
+    "moved image c-bit nopat": dataclasses.replace(m.IMAGE_MOVED, c_bit=1 << 47, cachemodes=NOPAT),
+    "image without NX": dataclasses.replace(IMAGE, supported_mask=m.U64 & ~m.NX),
+}
+AROUND_LINES = (0x200, 0x3FF, 0x400, 0x5FF, 0x601)
+CHUNK = 60
+CHUNKS = 20
+MOST = (9, 9, 9, 9, 9, 36, 36, 36, 0x202)
+"""Pages of one call at most, by chunk: little for the oracle to walk; beyond the ceiling of 33; a whole 2 MiB page."""
+
+
+class Unit(NamedTuple):
+    """What is run on one pair of machines."""
+
+    name: str
+    kernel: str
+    levels: int
+    readonly: bool
+    seed: int
+    ops: int
+
+    @property
+    def map(self) -> MachineMap:
+        base = MAPS[self.name]
+        return dataclasses.replace(base, levels=self.levels, page_offset=PAGE_OFFSETS[self.levels])
+
+    def pair(self) -> tuple[MachineLike, MachineLike]:
+        pair = []
+        for backend in ("native", "oracle"):
+            machine = Machine(self.map, backend=backend, kernel=self.kernel)
+            if self.readonly:
+                state = m.changed(machine.state(), kernel_readonly=True)
+                machine = Machine(self.map, backend=backend, kernel=self.kernel, state=state)
+            machine.record_events(True)
+            pair.append(machine)
+        return pair[0], pair[1]
+
+    def chunks(self) -> Iterator[list[Op]]:
+        """The unit's ops, which depend on nothing but the unit."""
+        rng = random.Random(repr(self))
+        # few large pages, so that calls meet what others have left
+        frames = [*rng.sample(frames_of(self.map), 6), *AROUND_LINES, *image_frames(self.map)[::2]]
+        if self.map.max_pfn > 0x40000:
+            frames.append(0x40000)
+        left = self.ops
+        while left > 0:
+            ops = direct_map_ops(
+                rng, frames, min(CHUNK, left), rng.choice(MOST), 0.25 if self.map.image else 0.02, 0.006
+            )
+            left -= len(ops)
+            yield ops
+
+
+def units(total: int, seed: int) -> Iterator[Unit]:
+    """Units of all profiles in turn until there are enough ops."""
+    rng = random.Random(seed)
+    number = 0
+    while total > 0:
+        profiles = [(name, kernel, levels) for name in MAPS for kernel in KERNELS for levels in (4, 5)]
+        rng.shuffle(profiles)
+        for name, kernel, levels in profiles:
+            ops = min(CHUNK * CHUNKS, total)
+            if ops:
+                yield Unit(name, kernel, levels, rng.random() < 0.5, seed * 1_000_000 + number, ops)
+            number += 1
+            total -= ops
+
+
+def difference(native: MachineLike, oracle: MachineLike, ops: list[Op]) -> tuple[str, Records, Records]:
+    """Do a chunk on both: what differs afterwards (empty: nothing), the results, the events."""
+    array = pack_ops(ops)
+    results, events = native.run(array), native.take_events()
+    if results.tobytes() != oracle.run(array).tobytes():
+        return "results", results, events
+    if events.tobytes() != oracle.take_events().tobytes():
+        return "events", results, events
+    if native.validate() is not None or oracle.validate() is not None:
+        return f"invariants: native {native.validate()}, oracle {oracle.validate()};", results, events
+    return ("" if native.state() == oracle.state() else "states"), results, events
+
+
+def differs(unit: Unit, ops: list[Op]) -> bool:
+    native, oracle = unit.pair()
+    return any(difference(native, oracle, [op])[0] for op in ops)
+
+
+def report(unit: Unit, ops: list[Op]) -> str:
+    """The first op that tells the two apart, after as few others as still lead there."""
+    native, oracle = unit.pair()
+    for number, op in enumerate(ops):
+        if difference(native, oracle, [op])[0]:
+            ops = ops[: number + 1]
+            break
+    else:
+        return f"{unit}: differs in bulk only: run() is not apply()"
+    size = len(ops) // 2
+    while size:
+        at = 0
+        while at < len(ops) - 1:
+            fewer = ops[:at] + ops[min(at + size, len(ops) - 1) :]
+            if differs(unit, fewer):
+                ops = fewer
+            else:
+                at += size
+        size //= 2
+    native, oracle = unit.pair()
+    for op in ops[:-1]:
+        difference(native, oracle, [op])
+    last = ops[-1]
+    mine, theirs = native.apply(last), oracle.apply(last)
+    lines = [f"{unit}", *(f"  {op}" for op in ops)]
+    lines += [f"native: {mine} {format_result(last, mine)}", f"oracle: {theirs} {format_result(last, theirs)}"]
+    for machine in (native, oracle):
+        lines += [f"{machine.backend} events:", *(f"  {event}" for event in machine.take_events().tolist()[:40])]
+    lines += [f"{machine.backend} validate(): {machine.validate()}" for machine in (native, oracle)]
+    return "\n".join([*lines, *list(diff_states(native.state(), oracle.state()))[:40]])
+
+
+def run(unit: Unit) -> tuple[int, Counter[tuple[str, str]], Counter[str], str]:
+    """Number of ops done, how often each op had which outcome, how many events of each kind, report on a difference."""
+    native, oracle = unit.pair()
+    done: list[Op] = []
+    outcomes: Counter[tuple[str, str]] = Counter()
+    kinds: Counter[str] = Counter()
+    for ops in unit.chunks():
+        done += ops
+        found, results, events = difference(native, oracle, ops)
+        if found:
+            return len(done), outcomes, kinds, f"{found} differ\n{report(unit, done)}"
+        for op, result in zip(ops, unpack_results(results), strict=True):
+            outcomes[OpCode(op.op).name, outcome(result)] += 1
+        kinds.update(EventKind(kind).name for kind in events["kind"].tolist())
+    return len(done), outcomes, kinds, ""
+
+
+def outcome(result: Result) -> str:
+    return Refusal(result.ret).name if result.kind == Kind.REFUSED else str(result.ret)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ops", type=int, default=100_000, help="how many ops (default 100000)")
+    parser.add_argument("--seed", type=int, default=1, help="what the ops depend on (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    args = parser.parse_args()
+    start = time.monotonic()
+    total = 0
+    outcomes: Counter[tuple[str, str]] = Counter()
+    events: Counter[str] = Counter()
+    with multiprocessing.Pool(args.jobs) as pool:
+        for done, counted, seen, found in pool.imap_unordered(run, units(args.ops, args.seed)):
+            total += done
+            outcomes.update(counted)
+            events.update(seen)
+            if found:
+                pool.terminate()
+                print(found)
+                return 1
+    seconds = time.monotonic() - start
+    for name in sorted({name for name, _ in outcomes}):
+        counts = {how: count for (op, how), count in sorted(outcomes.items()) if op == name}
+        print(f"{name:32}" + "  ".join(f"{how}: {count}" for how, count in counts.items()))
+    print("events".ljust(32) + "  ".join(f"{name}: {count}" for name, count in sorted(events.items())))
+    print(f"{total} ops, {len(MAPS) * len(KERNELS) * 2} profiles, no difference; {total / seconds:.0f} ops a second")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
