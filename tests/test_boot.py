@@ -261,6 +261,50 @@ def test_start_point_without_a_free_block(backend: str) -> None:
     assert host.counts() == (256, 1 + 1 + 30, 0)
 
 
+def test_start_point_of_reserved_memory_with_giga_pages(backend: str) -> None:
+    """§2.2: the same with 1 GiB pages, whose counts show each step.
+
+    Memory 0-2G, all reserved but the last 64K: start 2G.  map(0, 1M): leaf 0.  Step 2M: leaf 1.  Step 512M: down to 1.5G:
+    leaf 1.  512M: step 128G: map(1M, 1.5G): leaves 0, 1.  5 counted.
+    """
+    host = Host(backend, build_map([(0, 2 * GIB)], reserved=[(0, 2 * GIB - 64 * KIB)]))
+    assert leaves(host.state()) == giga(0, 1)
+    assert host.counts() == (0, 0, 5)
+
+
+def test_rounds_end_on_multiples_of_the_step(backend: str) -> None:
+    """§2.2: each round goes to the previous multiple of the step, however far that is.
+
+    Memory 0-2.25G and 4G-4.25G.  map(0, 1M): leaf 0.  Step 2M: 1 large; step 512M: down to 4G: 127 large; 256M: the step
+    stays.  Down to 2G: 2G-2.25G, 128 large.  512M: step 128G: map(1M, 2G): leaves 0, 1.
+    """
+    host = Host(backend, build_map([(0, 2 * GIB + 256 * MIB), (4 * GIB, 256 * MIB)]))
+    upper = large(2 * GIB, 2 * GIB + 256 * MIB) | large(4 * GIB, 4 * GIB + 256 * MIB)
+    assert leaves(host.state()) == giga(0, 1) | upper
+    assert host.counts() == (0, 256, 3)
+
+
+def test_head(backend: str) -> None:
+    """§2.1.1: a range that starts inside a 2 MiB page: small pages up to the line."""
+    host = Host(backend, build_map([(0, 4 * MIB), (7 * MIB, 57 * MIB)]))
+    assert leaves(host.state()) == large(0, 4 * MIB) | small(7 * MIB, 8 * MIB) | large(8 * MIB, 64 * MIB)
+
+
+def test_middle_is_whole_gigabytes(backend: str) -> None:
+    """§2.1.1: of map(1M, 1.5G) only the first GiB may be one page.  (The round from 4G is so wide because of the memory
+    above.)"""
+    host = Host(backend, build_map([(0, GIB + 512 * MIB), (4 * GIB, GIB)]))
+    assert leaves(host.state()) == giga(0, 4) | large(GIB, GIB + 512 * MIB)
+
+
+def test_mapped_to_the_last_address(backend: str) -> None:
+    """§2.1.6: a piece that was widened is mapped beyond its end, here beyond max_pfn."""
+    host = Host(backend, build_map([(0, 64 * MIB)], max_pfn=0x3F80))
+    assert leaves(host.state()) == large(0, 64 * MIB)
+    assert host.state().mapped == ((0, 0x4000),)
+    assert host.state().max_pfn_mapped == 0x4000
+
+
 def clearing_map(kind: int, odd: tuple[tuple[int, int, int], ...] = ()) -> MachineMap:
     """64 MiB of memory whose last 2 MiB the e820 table calls ``kind``."""
     e820 = odd or ((62 * MIB, 2 * MIB, kind),)

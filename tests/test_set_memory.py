@@ -1014,6 +1014,8 @@ def test_cache_of_many_pages(backend: str, flavour: Flavour) -> None:
     runs = [(1040, 5), (1046, 10), (1057, 15), (1073, 15)] if flavour == Flavour.RANGE else [(pfn, 1) for pfn in here]
     assert host.events() == [FLUSH_ALL, *(Event(EventKind.FLUSH_CACHE, a=va(pfn), b=n) for pfn, n in runs)]
     assert host.counters()["flush_cache"] == len(here)
+    # the hole between the pages is still one
+    assert host.leaf(0x430) == (1, 0)
     assert host.counters()["flush_cache_all"] == 0
 
 
