@@ -172,8 +172,8 @@ MUTATIONS = (
         "request.set = 0x08;",
         f"{SET}::test_cache_modes",
     ),
-    # §2.  Some of its rows follow from others and cannot be seen alone: widening (§2.1.2) gives "middle" and "fall" their
-    # sizes again, and sees to it that no table is ever in a slot that a larger page may take.
+    # §2.  Some of its rows follow from others and cannot be seen alone: widening (§2.1.2) gives "middle" and "fall"
+    # their sizes again, and sees to it that no table is ever in a slot that a larger page may take.
     mutation(
         "§2.1.1 head",
         DMAP,

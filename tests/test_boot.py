@@ -264,8 +264,8 @@ def test_start_point_without_a_free_block(backend: str) -> None:
 def test_start_point_of_reserved_memory_with_giga_pages(backend: str) -> None:
     """§2.2: the same with 1 GiB pages, whose counts show each step.
 
-    Memory 0-2G, all reserved but the last 64K: start 2G.  map(0, 1M): leaf 0.  Step 2M: leaf 1.  Step 512M: down to 1.5G:
-    leaf 1.  512M: step 128G: map(1M, 1.5G): leaves 0, 1.  5 counted.
+    Memory 0-2G, all reserved but the last 64K: start 2G.  map(0, 1M): leaf 0.  Step 2M: leaf 1.  Step 512M: down to
+    1.5G: leaf 1.  512M: step 128G: map(1M, 1.5G): leaves 0, 1.  5 counted.
     """
     host = Host(backend, build_map([(0, 2 * GIB)], reserved=[(0, 2 * GIB - 64 * KIB)]))
     assert leaves(host.state()) == giga(0, 1)
@@ -275,8 +275,8 @@ def test_start_point_of_reserved_memory_with_giga_pages(backend: str) -> None:
 def test_rounds_end_on_multiples_of_the_step(backend: str) -> None:
     """§2.2: each round goes to the previous multiple of the step, however far that is.
 
-    Memory 0-2.25G and 4G-4.25G.  map(0, 1M): leaf 0.  Step 2M: 1 large; step 512M: down to 4G: 127 large; 256M: the step
-    stays.  Down to 2G: 2G-2.25G, 128 large.  512M: step 128G: map(1M, 2G): leaves 0, 1.
+    Memory 0-2.25G and 4G-4.25G.  map(0, 1M): leaf 0.  Step 2M: 1 large; step 512M: down to 4G: 127 large; 256M: the
+    step stays.  Down to 2G: 2G-2.25G, 128 large.  512M: step 128G: map(1M, 2G): leaves 0, 1.
     """
     host = Host(backend, build_map([(0, 2 * GIB + 256 * MIB), (4 * GIB, 256 * MIB)]))
     upper = large(2 * GIB, 2 * GIB + 256 * MIB) | large(4 * GIB, 4 * GIB + 256 * MIB)
