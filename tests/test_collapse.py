@@ -25,6 +25,7 @@ from machines import (
     SMALL_PTI,
     SOFTW1,
     SOFTW3,
+    SPLIT_TABLE,
     Host,
     P,
     changed,
@@ -36,6 +37,7 @@ from machines import (
     small_pages,
     tables,
     with_leaves,
+    with_tables,
 )
 
 from rmpcore.maps import MachineMap
@@ -240,6 +242,16 @@ def test_page_table_isolation(backend: str) -> None:
     host = small_pages(backend, SMALL_PTI, "6.15", flags=rox)
     assert host.change("set_memory_rox", [0x410]) == 0
     assert host.leaf(0x410) == (2, 0x400000 | 0x0A1)
+
+
+def test_leaf_is_no_table(backend: str) -> None:
+    """§8 "has to point to a table": a large leaf over a frame that happens to be another page's table."""
+    host = ready(backend)
+    moved = with_tables(host.state(), {(0, 2, 0x400000): 0x2000000 | SPLIT_TABLE})
+    host = continued(host, with_leaves(moved, {(0, 1, 0x410000): 0x410000 | ROX}))
+    assert host.call("set_memory_rox", pfn=0x2000, pages=0x200) == 0
+    assert host.leaf(0x2000) == (2, 0x2000000 | ROX_LARGE)
+    assert kinds(host.events()) == [EventKind.FLUSH_ALL]
 
 
 def test_start_is_rounded_down_and_the_end_is_not_exceeded(backend: str) -> None:
