@@ -43,7 +43,7 @@ setup(
             "rmpcore",
             {
                 "sources": CORE + HOSTED,
-                "obj_deps": {"": [*HEADERS, "csrc/dmap_internal.h"]},
+                "obj_deps": {"": [*HEADERS, "csrc/dmap_internal.h", "csrc/rmp_internal.h"]},
                 "include_dirs": ["include"],
                 "cflags": [*WARNINGS, *SPEED, "-fPIC", "-fvisibility=hidden"],
             },

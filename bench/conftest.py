@@ -29,6 +29,11 @@ uint64_t bench_psmash(struct bench *b, uint64_t n);
 void bench_memset_regions(struct bench *b, uint64_t n, int value);
 uint64_t bench_rmpupdate_4k(struct bench *b, uint64_t n, int assigned);
 void bench_touch_entries(struct bench *b, uint64_t n);
+int bench_draw(struct bench *b, uint64_t n);
+uint64_t bench_rmpupdate_random(struct bench *b, int assigned);
+uint64_t bench_touch_random(struct bench *b);
+uint64_t bench_host_writes(struct bench *b);
+uint64_t bench_walks(struct bench *b);
 """
 
 

@@ -1,4 +1,4 @@
-"""The hot paths against memory: building, splitting, PSMASH, RMPUPDATE.
+"""The hot paths against memory: building, splitting, PSMASH, RMPUPDATE, host writes.
 
 All loops are in C (bench/core.c).  Each round times the limit first and then the path itself, each after the same
 preparation, so that both find the caches, and the machine's mood, alike.
@@ -96,3 +96,33 @@ def test_rmpupdate_4k(benchmark: Any, core: Any, machine: Any) -> None:
         core.bench_touch_entries(machine, FRAMES)
 
     against(benchmark, 2 * FRAMES, update, touch)
+
+
+def test_rmpupdate_4k_random(benchmark: Any, core: Any, machine: Any) -> None:
+    """Random frames, assigned and unassigned.  Limit: a read of the head's entry, and one atomic 16-byte
+    read-modify-write of the page's."""
+    check(core.bench_draw(machine, FRAMES))
+
+    def update() -> None:
+        check(core.bench_rmpupdate_random(machine, 1) == 0)
+        check(core.bench_rmpupdate_random(machine, 0) == 0)
+
+    def touch() -> None:
+        core.bench_touch_random(machine)
+        core.bench_touch_random(machine)
+
+    against(benchmark, 2 * FRAMES, update, touch, lambda: core.bench_rmpupdate_random(machine, 0))
+
+
+@pytest.mark.parametrize("leaf", [1, 2, 3], ids=["4K", "2M", "1G"])
+def test_host_write(benchmark: Any, core: Any, machine: Any, leaf: int) -> None:
+    """Writes of the host to random frames, through the direct map.  Limit: a bare walk of the same tables, and one load
+    of the RMP entry."""
+    check(core.bench_draw(machine, FRAMES))
+    check(core.bench_boot(machine, leaf))
+    against(
+        benchmark,
+        FRAMES,
+        lambda: check(core.bench_host_writes(machine) == 0),
+        lambda: core.bench_walks(machine),
+    )

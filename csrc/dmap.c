@@ -141,28 +141,7 @@ enum rmpc_status rmpc_dmap_add_mapped(struct rmpc_dmap *dmap, uint64_t start, ui
 
 struct rmpc_walk rmpc_dmap_lookup(const struct rmpc_dmap *dmap, uint64_t va)
 {
-    struct rmpc_walk walk = {NULL, 0, true, false};
-    uint64_t pointer = dmap->root;
-
-    for (int level = dmap->config.levels; level >= 1; level--) {
-        uint64_t *table = rmpc_table_at(dmap, pointer);
-        uint64_t *entry;
-
-        if (!table)
-            return walk;
-        entry = &table[rmpc_table_index(va, level)];
-        if (level > 1 && !*entry)
-            return walk;
-        if (!rmpc_pte_is_table(*entry, level)) {
-            walk.entry = entry;
-            walk.level = level;
-            return walk;
-        }
-        walk.rw = walk.rw && (*entry & RMPC_PTE_RW);
-        walk.nx = walk.nx || (*entry & RMPC_PTE_NX);
-        pointer = *entry;
-    }
-    return walk;
+    return rmpc_walk_to(dmap, va, 1);
 }
 
 /* ---- boot ---- */

@@ -22,6 +22,33 @@ static inline unsigned rmpc_table_index(uint64_t va, int level)
     return (unsigned)(va >> (12 + 9 * (level - 1))) % TABLE_ENTRIES;
 }
 
+/* Walk the tables for an address, down to the leaf, or to the entry of stop_level if that comes first. */
+static inline struct rmpc_walk rmpc_walk_to(const struct rmpc_dmap *dmap, uint64_t va, int stop_level)
+{
+    struct rmpc_walk walk = {NULL, 0, false, false};
+    uint64_t pointer = dmap->root;
+    uint64_t all = RMPC_PTE_RW; /* flags at all levels above, and at any of them */
+    uint64_t any = 0;
+
+    for (int level = dmap->config.levels; level >= 1; level--) {
+        uint64_t *table = rmpc_table_at(dmap, pointer);
+        uint64_t *entry;
+
+        if (!table)
+            return walk;
+        entry = &table[rmpc_table_index(va, level)];
+        if (level == stop_level || !rmpc_pte_is_table(*entry, level)) {
+            if (level == 1 || *entry)
+                walk = (struct rmpc_walk){entry, level, (all & RMPC_PTE_RW) != 0, (any & RMPC_PTE_NX) != 0};
+            return walk;
+        }
+        pointer = *entry;
+        all &= pointer;
+        any |= pointer;
+    }
+    return walk;
+}
+
 /* The slot of this level for an address, through existing tables; NULL: a table is missing. */
 uint64_t *rmpc_slot_at(const struct rmpc_dmap *dmap, uint64_t va, int level);
 

@@ -3,7 +3,19 @@
 
 /* Fields beside flags that an op uses.  MAPPED: addr and count are frames of the direct map (or, with the flag high,
  * of the high mapping). */
-enum field { LEVEL = 1, ID = 2, ADDR = 4, GPA = 8, COUNT = 16, MAPPED = 32, CPA = ADDR | COUNT | LEVEL };
+enum field {
+    LEVEL = 1,
+    ID = 2,
+    ADDR = 4,
+    GPA = 8,
+    COUNT = 16,
+    MAPPED = 32,
+    VA = 64,
+    RCX = 128,
+    RDX = 256,
+    CPA = ADDR | COUNT | LEVEL,
+    TRANSLATED = VA | ADDR | GPA | LEVEL | ID
+};
 
 /* Which kernel has the op. */
 enum need { ANY, SNP_HOST, SET_VALID, ROX };
@@ -14,47 +26,75 @@ static const struct {
     unsigned fields;
     unsigned flags;
     enum need need;
+    uint32_t mode;
 } specs[RMPC_OP_END] = {
     [RMPC_OP_INSN_RMPUPDATE] = {"RMPUPDATE", ADDR | GPA | ID | COUNT,
                                 RMPC_OP_ASSIGNED | RMPC_OP_SIZE_2M | RMPC_OP_IMMUTABLE | RMPC_OP_GUEST | RMPC_OP_USER,
-                                ANY},
-    [RMPC_OP_INSN_PSMASH] = {"PSMASH", ADDR, RMPC_OP_GUEST | RMPC_OP_USER, ANY},
-    [RMPC_OP_INSN_RMPREAD] = {"RMPREAD", ADDR, RMPC_OP_GUEST | RMPC_OP_USER, ANY},
+                                ANY, 0},
+    [RMPC_OP_INSN_PSMASH] = {"PSMASH", ADDR, RMPC_OP_GUEST | RMPC_OP_USER, ANY, 0},
+    [RMPC_OP_INSN_RMPREAD] = {"RMPREAD", ADDR, RMPC_OP_GUEST | RMPC_OP_USER, ANY, 0},
     [RMPC_OP_RMPUPDATE] = {"rmpupdate", ADDR | GPA | ID, RMPC_OP_ASSIGNED | RMPC_OP_SIZE_2M | RMPC_OP_IMMUTABLE,
-                           SNP_HOST},
-    [RMPC_OP_RMP_MAKE_PRIVATE] = {"rmp_make_private", ADDR | GPA | LEVEL | ID, RMPC_OP_IMMUTABLE, SNP_HOST},
-    [RMPC_OP_RMP_MAKE_FIRMWARE] = {"rmp_make_firmware", ADDR | LEVEL, 0, SNP_HOST},
-    [RMPC_OP_RMP_MAKE_SHARED] = {"rmp_make_shared", ADDR | LEVEL, 0, SNP_HOST},
-    [RMPC_OP_PSMASH] = {"psmash", ADDR, 0, SNP_HOST},
-    [RMPC_OP_SNP_LOOKUP_RMPENTRY] = {"snp_lookup_rmpentry", ADDR, 0, SNP_HOST},
-    [RMPC_OP_ADJUST_DIRECT_MAP] = {"adjust_direct_map", ADDR | LEVEL, 0, SNP_HOST},
-    [RMPC_OP_DUMP_RMPENTRY] = {"dump_rmpentry", ADDR, 0, SNP_HOST},
-    [RMPC_OP_SNP_LEAK_PAGES] = {"snp_leak_pages", ADDR | COUNT, 0, SNP_HOST},
-    [RMPC_OP_LOOKUP] = {"lookup", ADDR | MAPPED, 0, ANY},
-    [RMPC_OP_SET_MEMORY_4K] = {"set_memory_4k", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_DIRECT_MAP_INVALID_NOFLUSH] = {"set_direct_map_invalid_noflush", ADDR | MAPPED, 0, ANY},
-    [RMPC_OP_SET_DIRECT_MAP_DEFAULT_NOFLUSH] = {"set_direct_map_default_noflush", ADDR | MAPPED, 0, ANY},
-    [RMPC_OP_SET_DIRECT_MAP_VALID_NOFLUSH] = {"set_direct_map_valid_noflush", ADDR | MAPPED | COUNT, RMPC_OP_VALID, SET_VALID},
-    [RMPC_OP_INJECT] = {"inject", ID | COUNT, 0, ANY},
-    [RMPC_OP_FAIL_ALLOC] = {"fail_alloc", ADDR | COUNT, 0, ANY},
-    [RMPC_OP_SET_MEMORY_RO] = {"set_memory_ro", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_RW] = {"set_memory_rw", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_ROX] = {"set_memory_rox", CPA, RMPC_OP_HIGH, ROX},
-    [RMPC_OP_SET_MEMORY_NX] = {"set_memory_nx", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_X] = {"set_memory_x", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_NP] = {"set_memory_np", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_P] = {"set_memory_p", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_NP_NOALIAS] = {"set_memory_np_noalias", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_GLOBAL] = {"set_memory_global", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_NONGLOBAL] = {"set_memory_nonglobal", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_UC] = {"_set_memory_uc", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_WC] = {"_set_memory_wc", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_WB] = {"_set_memory_wb", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_ENCRYPTED] = {"set_memory_encrypted", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_SET_MEMORY_DECRYPTED] = {"set_memory_decrypted", CPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_CHANGE_PAGE_ATTR_SET] = {"change_page_attr_set", CPA | GPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_CHANGE_PAGE_ATTR_CLEAR] = {"change_page_attr_clear", CPA | GPA, RMPC_OP_HIGH, ANY},
-    [RMPC_OP_CPA_ADDRESS] = {"cpa_address", ADDR, RMPC_OP_HIGH, ANY},
+                           SNP_HOST, 0},
+    [RMPC_OP_RMP_MAKE_PRIVATE] = {"rmp_make_private", ADDR | GPA | LEVEL | ID, RMPC_OP_IMMUTABLE, SNP_HOST, 0},
+    [RMPC_OP_RMP_MAKE_FIRMWARE] = {"rmp_make_firmware", ADDR | LEVEL, 0, SNP_HOST, 0},
+    [RMPC_OP_RMP_MAKE_SHARED] = {"rmp_make_shared", ADDR | LEVEL, 0, SNP_HOST, 0},
+    [RMPC_OP_PSMASH] = {"psmash", ADDR, 0, SNP_HOST, 0},
+    [RMPC_OP_SNP_LOOKUP_RMPENTRY] = {"snp_lookup_rmpentry", ADDR, 0, SNP_HOST, 0},
+    [RMPC_OP_ADJUST_DIRECT_MAP] = {"adjust_direct_map", ADDR | LEVEL, 0, SNP_HOST, 0},
+    [RMPC_OP_DUMP_RMPENTRY] = {"dump_rmpentry", ADDR, 0, SNP_HOST, 0},
+    [RMPC_OP_SNP_LEAK_PAGES] = {"snp_leak_pages", ADDR | COUNT, 0, SNP_HOST, 0},
+    [RMPC_OP_LOOKUP] = {"lookup", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_SET_MEMORY_4K] = {"set_memory_4k", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_DIRECT_MAP_INVALID_NOFLUSH] = {"set_direct_map_invalid_noflush", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_SET_DIRECT_MAP_DEFAULT_NOFLUSH] = {"set_direct_map_default_noflush", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_SET_DIRECT_MAP_VALID_NOFLUSH] = {"set_direct_map_valid_noflush", ADDR | MAPPED | COUNT, RMPC_OP_VALID, SET_VALID, 0},
+    [RMPC_OP_INJECT] = {"inject", ID | COUNT, 0, ANY, 0},
+    [RMPC_OP_FAIL_ALLOC] = {"fail_alloc", ADDR | COUNT, 0, ANY, 0},
+    [RMPC_OP_SET_MEMORY_RO] = {"set_memory_ro", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_RW] = {"set_memory_rw", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_ROX] = {"set_memory_rox", CPA, RMPC_OP_HIGH, ROX, 0},
+    [RMPC_OP_SET_MEMORY_NX] = {"set_memory_nx", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_X] = {"set_memory_x", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_NP] = {"set_memory_np", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_P] = {"set_memory_p", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_NP_NOALIAS] = {"set_memory_np_noalias", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_GLOBAL] = {"set_memory_global", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_NONGLOBAL] = {"set_memory_nonglobal", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_UC] = {"_set_memory_uc", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_WC] = {"_set_memory_wc", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_WB] = {"_set_memory_wb", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_ENCRYPTED] = {"set_memory_encrypted", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_SET_MEMORY_DECRYPTED] = {"set_memory_decrypted", CPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_CHANGE_PAGE_ATTR_SET] = {"change_page_attr_set", CPA | GPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_CHANGE_PAGE_ATTR_CLEAR] = {"change_page_attr_clear", CPA | GPA, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_CPA_ADDRESS] = {"cpa_address", ADDR, RMPC_OP_HIGH, ANY, 0},
+    [RMPC_OP_INSN_PVALIDATE] = {"PVALIDATE", TRANSLATED | RCX | RDX, RMPC_OP_USER, ANY,
+                                RMPC_MODE_VMPL | RMPC_MODE_PLAIN},
+    [RMPC_OP_INSN_RMPADJUST] = {"RMPADJUST", TRANSLATED | RCX | RDX, RMPC_OP_USER, ANY,
+                                RMPC_MODE_VMPL | RMPC_MODE_PLAIN},
+    [RMPC_OP_INSN_RMPQUERY] = {"RMPQUERY", TRANSLATED | RDX, RMPC_OP_USER, ANY, RMPC_MODE_VMPL | RMPC_MODE_PLAIN},
+    [RMPC_OP_VMRUN] = {"VMRUN", ADDR | VA | GPA | COUNT | ID, 0, ANY, RMPC_MODE_PLAIN},
+    [RMPC_OP_VMEXIT] = {"VMEXIT", ADDR, 0, ANY, 0},
+    [RMPC_OP_ACCESS] = {"access", TRANSLATED, RMPC_OP_USER, ANY,
+                        RMPC_MODE_WHO | RMPC_MODE_ACCESS | RMPC_MODE_VMPL | RMPC_MODE_C},
+    [RMPC_OP_HOST_READ] = {"host_read", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_HOST_WRITE] = {"host_write", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_SNP_INIT] = {"SNP_INIT", ADDR | COUNT, 0, ANY, 0},
+    [RMPC_OP_SNP_SHUTDOWN] = {"SNP_SHUTDOWN", 0, 0, ANY, RMPC_MODE_IOMMU},
+    [RMPC_OP_SNP_GCTX_CREATE] = {"SNP_GCTX_CREATE", ADDR, 0, ANY, 0},
+    [RMPC_OP_SNP_ACTIVATE] = {"SNP_ACTIVATE", ADDR | ID, 0, ANY, 0},
+    [RMPC_OP_SNP_DECOMMISSION] = {"SNP_DECOMMISSION", ADDR, 0, ANY, 0},
+    [RMPC_OP_SNP_LAUNCH_UPDATE] = {"SNP_LAUNCH_UPDATE", VA | ADDR | LEVEL | COUNT, RMPC_OP_SIZE_2M, ANY, 0},
+    [RMPC_OP_SNP_PAGE_RECLAIM] = {"SNP_PAGE_RECLAIM", ADDR, 0, ANY, 0},
+    [RMPC_OP_SNP_PAGE_SET_STATE] = {"SNP_PAGE_SET_STATE", ADDR | COUNT, 0, ANY, 0},
+    [RMPC_OP_SNP_PAGE_MOVE] = {"SNP_PAGE_MOVE", VA | ADDR | GPA, RMPC_OP_SIZE_2M, ANY, 0},
+    [RMPC_OP_SNP_PAGE_UNSMASH] = {"SNP_PAGE_UNSMASH", ADDR, 0, ANY, 0},
+    [RMPC_OP_SNP_MD_INIT] = {"SNP_MD_INIT", VA | ADDR, 0, ANY, 0},
+    [RMPC_OP_SNP_PAGE_SWAP_OUT] = {"SNP_PAGE_SWAP_OUT", VA | ADDR | GPA | COUNT, RMPC_OP_SIZE_2M, ANY, 0},
+    [RMPC_OP_SNP_PAGE_SWAP_IN] = {"SNP_PAGE_SWAP_IN", VA | ADDR | GPA | COUNT, RMPC_OP_SIZE_2M, ANY, 0},
+    [RMPC_OP_RMP_MARK_PAGES_FIRMWARE] = {"rmp_mark_pages_firmware", ADDR | COUNT, 0, SNP_HOST, 0},
+    [RMPC_OP_SNP_RECLAIM_PAGES] = {"snp_reclaim_pages", ADDR | COUNT, 0, SNP_HOST, 0},
+    [RMPC_OP_PAGE_STATE] = {"page_state", ADDR, 0, ANY, 0},
 };
 
 const char *rmpc_op_name(unsigned op)
@@ -65,6 +105,11 @@ const char *rmpc_op_name(unsigned op)
 unsigned rmpc_op_flags(unsigned op)
 {
     return op < RMPC_OP_END ? specs[op].flags : 0;
+}
+
+uint32_t rmpc_op_mode(unsigned op)
+{
+    return op < RMPC_OP_END ? specs[op].mode : 0;
 }
 
 static bool in_kernel(const struct rmpc_kernel *kernel, enum need need)
@@ -90,7 +135,9 @@ static enum rmpc_status check(const struct rmpc_machine *machine, const struct r
         return RMPC_ERR_OP;
     unused = ~specs[op->op].fields;
     if ((op->flags & ~specs[op->op].flags) || ((unused & LEVEL) && op->level) || ((unused & ID) && op->id) ||
-        ((unused & ADDR) && op->addr) || ((unused & GPA) && op->gpa) || ((unused & COUNT) && op->count))
+        ((unused & ADDR) && op->addr) || ((unused & GPA) && op->gpa) || ((unused & COUNT) && op->count) ||
+        ((unused & VA) && op->va) || ((unused & RCX) && op->rcx) || ((unused & RDX) && op->rdx) ||
+        (op->mode & ~specs[op->op].mode) || op->reserved)
         return RMPC_ERR_ARGUMENT;
     if ((specs[op->op].fields & MAPPED) &&
         !rmpc_dmap_has_room(machine->host.dmap, op->addr, specs[op->op].fields & COUNT ? op->count : 1))
@@ -171,10 +218,33 @@ static enum rmpc_status list_address(struct rmpc_machine *machine, const struct 
     return RMPC_OK;
 }
 
+void rmpc_result_of(const struct rmpc_outcome *outcome, struct rmpc_result *result)
+{
+    static const uint8_t kinds[RMPC_OUTCOME_END] = {
+        [RMPC_OUTCOME_ALLOWED] = RMPC_RESULT_ALLOWED, [RMPC_OUTCOME_CODE] = RMPC_RESULT_CODE,
+        [RMPC_OUTCOME_FAULT] = RMPC_RESULT_FAULT,     [RMPC_OUTCOME_NPF] = RMPC_RESULT_NPF,
+        [RMPC_OUTCOME_INVALID] = RMPC_RESULT_INVALID, [RMPC_OUTCOME_IOMMU] = RMPC_RESULT_IOMMU};
+
+    result->kind = kinds[outcome->kind];
+    result->ret = outcome->kind == RMPC_OUTCOME_INVALID ? -1 : (int32_t)outcome->code;
+    result->flags = outcome->cf ? RMPC_RESULT_CF : 0;
+    result->reason = outcome->reason;
+    result->value = outcome->info;
+    result->value2 = outcome->address;
+}
+
 static void from_outcome(struct rmpc_outcome outcome, struct rmpc_result *result)
 {
-    result->kind = outcome.vector ? RMPC_RESULT_FAULT : RMPC_RESULT_CODE;
-    result->ret = (int32_t)(outcome.vector ? outcome.vector : outcome.code);
+    rmpc_result_of(&outcome, result);
+}
+
+/* The same for an access, which is worth an event if it was refused. */
+static void from_access(const struct rmpc_host *host, struct rmpc_outcome outcome, uint64_t pa,
+                        struct rmpc_result *result)
+{
+    from_outcome(outcome, result);
+    if (outcome.kind != RMPC_OUTCOME_ALLOWED)
+        rmpc_report(host->events, RMPC_EVENT_FAULT, result->kind, result->ret, pa, result->value, result->reason);
 }
 
 static void from_update(int ret, struct rmpc_result *result)
@@ -197,31 +267,151 @@ static void do_lookup(const struct rmpc_dmap *dmap, uint64_t pfn, struct rmpc_re
     }
 }
 
+static struct rmpc_mode mode_of(const struct rmpc_op *op)
+{
+    const bool guests = op->op >= RMPC_OP_INSN_PVALIDATE && op->op <= RMPC_OP_INSN_RMPQUERY;
+    struct rmpc_mode mode = {.vmpl = (uint8_t)((op->mode & RMPC_MODE_VMPL) >> RMPC_MODE_VMPL_SHIFT),
+                             .user = op->flags & RMPC_OP_USER,
+                             .snp = !(op->mode & RMPC_MODE_PLAIN)};
+
+    if (guests) /* ASID 0 is the host's: a guest that claims it owns nothing */
+        mode.asid = op->id ? op->id : UINT32_MAX;
+    else if (op->flags & RMPC_OP_GUEST)
+        mode.asid = 1; /* whichever it is */
+    return mode;
+}
+
+static enum rmpc_status do_guest_insn(const struct rmpc_machine *machine, const struct rmpc_op *op,
+                                      struct rmpc_result *result)
+{
+    const struct rmpc_page page = {op->addr, op->gpa, op->level};
+    struct rmpc_rmp *rmp = machine->host.rmp;
+    struct rmpc_cpu *cpu = machine->host.cpu;
+    uint64_t rcx = 0;
+    uint64_t rdx = op->rdx;
+
+    if (op->level < 1 || op->level > 3 || cpu->mode.vmpl >= (rmp ? rmp->hardware.vmpls : 4))
+        return RMPC_ERR_ARGUMENT;
+    if (op->op == RMPC_OP_INSN_PVALIDATE) {
+        from_outcome(rmpc_pvalidate(rmp, cpu, op->va, op->rcx, op->rdx, &page), result);
+    } else if (op->op == RMPC_OP_INSN_RMPADJUST) {
+        from_outcome(rmpc_rmpadjust(rmp, cpu, op->va, op->rcx, op->rdx, &page), result);
+    } else {
+        from_outcome(rmpc_rmpquery(rmp, cpu, op->va, &rcx, &rdx, &page), result);
+        if (result->kind == RMPC_RESULT_CODE && result->ret == RMPC_CODE_SUCCESS) {
+            result->value = rcx;
+            result->value2 = rdx;
+        }
+    }
+    return RMPC_OK;
+}
+
+static enum rmpc_status do_access(const struct rmpc_machine *machine, const struct rmpc_op *op,
+                                  struct rmpc_result *result)
+{
+    const struct rmpc_access access = {.pa = op->addr,
+                                       .gpa = op->gpa,
+                                       .va = op->va,
+                                       .asid = op->id,
+                                       .who = (uint8_t)(op->mode & RMPC_MODE_WHO),
+                                       .kind = (uint8_t)((op->mode & RMPC_MODE_ACCESS) >> RMPC_MODE_ACCESS_SHIFT),
+                                       .level = op->level,
+                                       .vmpl = (uint8_t)((op->mode & RMPC_MODE_VMPL) >> RMPC_MODE_VMPL_SHIFT),
+                                       .user = op->flags & RMPC_OP_USER,
+                                       .c = op->mode & RMPC_MODE_C};
+    const struct rmpc_rmp *rmp = machine->host.rmp;
+
+    if (!rmpc_access_is_valid(&access, rmp ? rmp->hardware.vmpls : 4))
+        return RMPC_ERR_ARGUMENT;
+    from_access(&machine->host, rmpc_rmp_check(rmp, &access), op->addr, result);
+    return RMPC_OK;
+}
+
+static enum rmpc_status do_vmrun(const struct rmpc_machine *machine, const struct rmpc_op *op,
+                                 struct rmpc_result *result)
+{
+    struct rmpc_outcome outcome;
+    enum rmpc_status status;
+    uint64_t refused;
+
+    if (!machine->host.rmp)
+        return RMPC_ERR_ARGUMENT;
+    status = rmpc_vmrun(machine->host.rmp, op->addr, op->va, op->count, op->gpa, op->id,
+                        !(op->mode & RMPC_MODE_PLAIN), &outcome, &refused);
+    if (status == RMPC_OK)
+        from_access(&machine->host, outcome, refused, result);
+    return status;
+}
+
+static void do_host_access(const struct rmpc_host *host, const struct rmpc_op *op, struct rmpc_result *result)
+{
+    int level;
+    struct rmpc_outcome outcome = rmpc_host_access(host, op->addr, op->op == RMPC_OP_HOST_WRITE, &level);
+
+    from_access(host, outcome, op->addr << RMPC_PAGE_SHIFT, result);
+    result->level = (uint8_t)level;
+}
+
+/* Ops 46 to 58, in order. */
+static const uint8_t commands[] = {
+    RMPC_SNP_INIT,          RMPC_SNP_SHUTDOWN,     RMPC_SNP_GCTX_CREATE,   RMPC_SNP_ACTIVATE,  RMPC_SNP_DECOMMISSION,
+    RMPC_SNP_LAUNCH_UPDATE, RMPC_SNP_PAGE_RECLAIM, RMPC_SNP_PAGE_SET_STATE, RMPC_SNP_PAGE_MOVE, RMPC_SNP_PAGE_UNSMASH,
+    RMPC_SNP_MD_INIT,       RMPC_SNP_PAGE_SWAP_OUT, RMPC_SNP_PAGE_SWAP_IN};
+static_assert(sizeof(commands) == RMPC_OP_SNP_PAGE_SWAP_IN - RMPC_OP_SNP_INIT + 1, "each command has its op");
+
+static void do_firmware(const struct rmpc_machine *machine, const struct rmpc_op *op, struct rmpc_result *result)
+{
+    const struct rmpc_operands operands = {.page = op->addr,
+                                           .gctx = op->va,
+                                           .dst = op->gpa,
+                                           .mdata = op->count,
+                                           .pages = op->count,
+                                           .asid = op->id,
+                                           .type = op->level,
+                                           .permissions = {0, (uint8_t)(op->count >> 8), (uint8_t)(op->count >> 16),
+                                                           (uint8_t)(op->count >> 24)},
+                                           .large = op->flags & RMPC_OP_SIZE_2M,
+                                           .iommu = op->mode & RMPC_MODE_IOMMU};
+
+    result->kind = RMPC_RESULT_FIRMWARE;
+    result->ret = (int32_t)rmpc_firmware_command(
+        machine->host.firmware, (enum rmpc_command)commands[op->op - RMPC_OP_SNP_INIT], &operands);
+}
+
+static enum rmpc_page_state state_of(const struct rmpc_rmp *rmp, uint64_t pfn)
+{
+    struct rmpc_rmp_entry entry;
+
+    return rmp && rmpc_rmp_get(rmp, pfn, &entry) == RMPC_OK ? rmpc_page_state_of(entry) : RMPC_PAGE_DEFAULT;
+}
+
 /* RMPC_OK: done, and result says how it went. */
 static enum rmpc_status apply(struct rmpc_machine *machine, const struct rmpc_op *op, struct rmpc_result *result)
 {
     struct rmpc_host *host = &machine->host;
     struct rmpc_dmap *dmap = host->dmap;
-    const struct rmpc_cpu cpu = {op->flags & RMPC_OP_GUEST, op->flags & RMPC_OP_USER};
     const bool immutable = op->flags & RMPC_OP_IMMUTABLE;
     struct rmpc_rmp_state state = rmpc_rmp_state_make(op->gpa, op->flags & RMPC_OP_ASSIGNED,
                                                       op->flags & RMPC_OP_SIZE_2M, immutable, op->id);
     bool assigned = false;
     int level = 0;
 
+    host->cpu->mode = mode_of(op);
     switch ((enum rmpc_op_code)op->op) {
     case RMPC_OP_INSN_RMPUPDATE:
         state.high |= op->count;
-        from_outcome(rmpc_rmpupdate(host->rmp, cpu, op->addr, state), result);
+        from_outcome(rmpc_rmpupdate(host->rmp, host->cpu, op->addr, state), result);
         break;
     case RMPC_OP_INSN_PSMASH:
-        from_outcome(rmpc_psmash(host->rmp, cpu, op->addr), result);
+        from_outcome(rmpc_psmash(host->rmp, host->cpu, op->addr), result);
         break;
     case RMPC_OP_INSN_RMPREAD:
         state = (struct rmpc_rmp_state){0, 0};
-        from_outcome(rmpc_rmpread(host->rmp, cpu, op->addr, &state), result);
-        result->value = state.gpa;
-        result->value2 = state.high;
+        from_outcome(rmpc_rmpread(host->rmp, host->cpu, op->addr, &state), result);
+        if (result->kind == RMPC_RESULT_CODE) {
+            result->value = state.gpa;
+            result->value2 = state.high;
+        }
         break;
     case RMPC_OP_RMPUPDATE:
         from_update(rmpc_host_rmpupdate(host, op->addr, state), result);
@@ -264,7 +454,7 @@ static enum rmpc_status apply(struct rmpc_machine *machine, const struct rmpc_op
         result->ret = rmpc_set_direct_map_valid_noflush(dmap, op->addr, op->count, op->flags & RMPC_OP_VALID);
         break;
     case RMPC_OP_INJECT:
-        return host->rmp ? rmpc_rmp_inject(host->rmp, op->id, op->count) : RMPC_ERR_ARGUMENT;
+        return host->rmp ? rmpc_cpu_inject(host->cpu, op->id, op->count) : RMPC_ERR_ARGUMENT;
     case RMPC_OP_FAIL_ALLOC:
         machine->mem->fail_skip = op->addr;
         machine->mem->fail_count = op->count;
@@ -290,6 +480,48 @@ static enum rmpc_status apply(struct rmpc_machine *machine, const struct rmpc_op
         return do_change(machine, op, result);
     case RMPC_OP_CPA_ADDRESS:
         return list_address(machine, op);
+    case RMPC_OP_INSN_PVALIDATE:
+    case RMPC_OP_INSN_RMPADJUST:
+    case RMPC_OP_INSN_RMPQUERY:
+        return do_guest_insn(machine, op, result);
+    case RMPC_OP_VMRUN:
+        return do_vmrun(machine, op, result);
+    case RMPC_OP_VMEXIT:
+        return host->rmp ? rmpc_vmexit(host->rmp, op->addr) : RMPC_ERR_ARGUMENT;
+    case RMPC_OP_ACCESS:
+        return do_access(machine, op, result);
+    case RMPC_OP_HOST_READ:
+    case RMPC_OP_HOST_WRITE:
+        do_host_access(host, op, result);
+        break;
+    case RMPC_OP_SNP_INIT:
+    case RMPC_OP_SNP_SHUTDOWN:
+    case RMPC_OP_SNP_GCTX_CREATE:
+    case RMPC_OP_SNP_ACTIVATE:
+    case RMPC_OP_SNP_DECOMMISSION:
+    case RMPC_OP_SNP_LAUNCH_UPDATE:
+    case RMPC_OP_SNP_PAGE_RECLAIM:
+    case RMPC_OP_SNP_PAGE_SET_STATE:
+    case RMPC_OP_SNP_PAGE_MOVE:
+    case RMPC_OP_SNP_PAGE_UNSMASH:
+    case RMPC_OP_SNP_MD_INIT:
+    case RMPC_OP_SNP_PAGE_SWAP_OUT:
+    case RMPC_OP_SNP_PAGE_SWAP_IN:
+        do_firmware(machine, op, result);
+        break;
+    case RMPC_OP_RMP_MARK_PAGES_FIRMWARE:
+        if (!rmpc_pages_valid(host, op->addr, op->count))
+            return RMPC_ERR_ARGUMENT;
+        from_update(rmpc_rmp_mark_pages_firmware(host, op->addr, op->count), result);
+        break;
+    case RMPC_OP_SNP_RECLAIM_PAGES:
+        if (!rmpc_pages_valid(host, op->addr, op->count))
+            return RMPC_ERR_ARGUMENT;
+        from_update(rmpc_snp_reclaim_pages(host, op->addr, op->count), result);
+        break;
+    case RMPC_OP_PAGE_STATE:
+        result->ret = (int32_t)state_of(host->rmp, op->addr);
+        break;
     case RMPC_OP_END:
         return RMPC_ERR_OP;
     }
@@ -308,9 +540,37 @@ void rmpc_machine_apply(struct rmpc_machine *machine, const struct rmpc_op *op, 
     *result = done;
 }
 
+/* Fetch what an op on the RMP will need.  Ops on frames have the frame where others have its address. */
+__attribute__((always_inline)) static inline void prefetch(const struct rmpc_machine *machine, const struct rmpc_op *op)
+{
+    switch (op->op) {
+    case RMPC_OP_INSN_RMPUPDATE:
+    case RMPC_OP_INSN_PVALIDATE:
+    case RMPC_OP_INSN_RMPADJUST:
+    case RMPC_OP_ACCESS:
+        if (machine->host.rmp)
+            rmpc_rmp_prefetch(machine->host.rmp, op->addr >> RMPC_PAGE_SHIFT);
+        break;
+    case RMPC_OP_RMPUPDATE:
+    case RMPC_OP_RMP_MAKE_PRIVATE:
+    case RMPC_OP_RMP_MAKE_SHARED:
+    case RMPC_OP_HOST_WRITE:
+        if (machine->host.rmp)
+            rmpc_rmp_prefetch(machine->host.rmp, op->addr);
+        break;
+    default:
+        break;
+    }
+}
+
 void rmpc_machine_run(struct rmpc_machine *machine, const struct rmpc_op *ops, size_t count,
                       struct rmpc_result *results)
 {
-    for (size_t i = 0; i < count; i++)
+    const size_t ahead = 8; /* ops: time enough to fetch what each of them needs of the RMP */
+
+    for (size_t i = 0; i < count; i++) {
+        if (i + ahead < count)
+            prefetch(machine, &ops[i + ahead]);
         rmpc_machine_apply(machine, &ops[i], &results[i]);
+    }
 }

@@ -1,6 +1,8 @@
 /* The kernel's SNP host layer (host section 1). */
 #include "rmpcore/snp_host.h"
 
+#include "dmap_internal.h"
+#include "rmp_internal.h"
 #include "rmpcore/cpa.h"
 
 bool rmpc_pfn_valid(const struct rmpc_host *host, uint64_t pfn)
@@ -35,7 +37,6 @@ int rmpc_adjust_direct_map(struct rmpc_host *host, uint64_t pfn, int level)
 
 int rmpc_host_rmpupdate(struct rmpc_host *host, uint64_t pfn, struct rmpc_rmp_state input)
 {
-    const struct rmpc_cpu kernel = {false, false};
     int level = input.high & RMPC_STATE_SIZE_2M ? 2 : 1;
     struct rmpc_outcome outcome;
 
@@ -44,11 +45,13 @@ int rmpc_host_rmpupdate(struct rmpc_host *host, uint64_t pfn, struct rmpc_rmp_st
     if (rmpc_adjust_direct_map(host, pfn, level))
         return -RMPC_EFAULT;
     for (;;) {
-        outcome = rmpc_rmpupdate(host->rmp, kernel, pfn << RMPC_PAGE_SHIFT, input);
+        outcome = rmpc_rmpupdate(host->rmp, host->cpu, pfn << RMPC_PAGE_SHIFT, input);
+        if (outcome.kind != RMPC_OUTCOME_CODE)
+            return -RMPC_EFAULT;
         if (outcome.code != RMPC_CODE_FAIL_OVERLAP)
             break;
         /* the kernel repeats until somebody else lets go; here nobody else is there */
-        if (!outcome.injected)
+        if (!outcome.transient)
             return RMPC_HANGS;
         host->retries++;
     }
@@ -76,41 +79,67 @@ int rmpc_rmp_make_shared(struct rmpc_host *host, uint64_t pfn, int level)
 
 int rmpc_host_psmash(struct rmpc_host *host, uint64_t pfn)
 {
-    const struct rmpc_cpu kernel = {false, false};
+    struct rmpc_outcome outcome;
 
     if (!host->rmp)
         return -RMPC_ENODEV;
     if (!rmpc_pfn_valid(host, pfn))
         return -RMPC_EINVAL;
-    return (int)rmpc_psmash(host->rmp, kernel, pfn << RMPC_PAGE_SHIFT).code;
+    outcome = rmpc_psmash(host->rmp, host->cpu, pfn << RMPC_PAGE_SHIFT);
+    return outcome.kind == RMPC_OUTCOME_CODE ? (int)outcome.code : -RMPC_EFAULT;
 }
 
-int rmpc_snp_lookup_rmpentry(const struct rmpc_host *host, uint64_t pfn, bool *assigned, int *level)
+/* What the kernel learns of one entry: 0, -EFAULT, or RMPREAD's code. */
+static int read_entry(struct rmpc_host *host, uint64_t pfn, struct rmpc_rmp_state *state)
 {
-    struct rmpc_rmp_entry entry, head;
+    struct rmpc_rmp_entry entry;
+    struct rmpc_outcome outcome;
 
-    if (!host->rmp)
-        return -RMPC_ENODEV;
-    if (rmpc_rmp_get(host->rmp, pfn, &entry) != RMPC_OK ||
-        rmpc_rmp_get(host->rmp, pfn & ~(RMPC_REGION_FRAMES - 1), &head) != RMPC_OK)
+    if (host->rmp->hardware.rmpread && host->dmap->config.kernel.segmented_rmp) {
+        outcome = rmpc_rmpread(host->rmp, host->cpu, pfn << RMPC_PAGE_SHIFT, state);
+        return outcome.kind == RMPC_OUTCOME_CODE ? (int)outcome.code : -RMPC_EFAULT;
+    }
+    if (rmpc_rmp_get(host->rmp, pfn, &entry) != RMPC_OK)
         return -RMPC_EFAULT;
-    *assigned = entry.lo & RMPC_RMP_ASSIGNED;
-    *level = head.lo & RMPC_RMP_SIZE_2M ? 2 : 1;
+    *state = rmpc_rmp_state_make(0, (entry.lo & RMPC_RMP_ASSIGNED) != 0, (entry.lo & RMPC_RMP_SIZE_2M) != 0, 0, 0);
     return 0;
 }
 
-void rmpc_dump_rmpentry(const struct rmpc_host *host, uint64_t pfn)
+int rmpc_snp_lookup_rmpentry(struct rmpc_host *host, uint64_t pfn, bool *assigned, int *level)
+{
+    struct rmpc_rmp_state state, head;
+    int ret;
+
+    if (!host->rmp)
+        return -RMPC_ENODEV;
+    ret = read_entry(host, pfn, &state);
+    if (!ret)
+        ret = read_entry(host, pfn & ~(RMPC_REGION_FRAMES - 1), &head);
+    if (ret)
+        return ret;
+    *assigned = state.high & RMPC_STATE_ASSIGNED;
+    *level = head.high & RMPC_STATE_SIZE_2M ? 2 : 1;
+    return 0;
+}
+
+void rmpc_dump_rmpentry(struct rmpc_host *host, uint64_t pfn)
 {
     uint64_t start = pfn & ~(RMPC_REGION_FRAMES - 1);
     struct rmpc_rmp_entry entry;
+    bool assigned;
+    int level;
+    int error = rmpc_snp_lookup_rmpentry(host, pfn, &assigned, &level);
 
-    if (!host->rmp || rmpc_rmp_get(host->rmp, pfn, &entry) != RMPC_OK) {
-        int error = host->rmp ? -RMPC_EFAULT : -RMPC_ENODEV;
+    if (error) {
         rmpc_report(host->events, RMPC_EVENT_DUMP_ERROR, 0, error, pfn, 0, 0);
         return;
     }
-    if (entry.lo & RMPC_RMP_ASSIGNED) {
-        rmpc_report(host->events, RMPC_EVENT_DUMP_ENTRY, 0, 0, pfn, entry.lo, entry.hi);
+    if (assigned) {
+        /* RMPREAD takes an address modulo 2^64: it may have read another frame's entry */
+        if (rmpc_rmp_get(host->rmp, pfn, &entry) == RMPC_OK)
+            rmpc_report(host->events, RMPC_EVENT_DUMP_ENTRY, 0, 0, pfn, entry.lo, entry.hi);
+        else
+            rmpc_report(host->events, RMPC_EVENT_DUMP_ERROR, 0, -RMPC_EFAULT, pfn, 0, 0);
         return;
     }
     rmpc_report(host->events, RMPC_EVENT_DUMP_REGION, 0, 0, pfn, start, start + RMPC_REGION_FRAMES);
@@ -119,16 +148,153 @@ void rmpc_dump_rmpentry(const struct rmpc_host *host, uint64_t pfn)
             rmpc_report(host->events, RMPC_EVENT_DUMP_ENTRY, 0, 0, i, entry.lo, entry.hi);
 }
 
-enum rmpc_status rmpc_snp_leak_pages(struct rmpc_host *host, uint64_t pfn, uint64_t pages)
+bool rmpc_pages_valid(const struct rmpc_host *host, uint64_t pfn, uint64_t pages)
 {
     if (pages > UINT64_C(1) << 20)
-        return RMPC_ERR_ARGUMENT;
+        return false;
     for (uint64_t i = 0; i < pages; i++)
         if (!rmpc_pfn_valid(host, pfn + i))
-            return RMPC_ERR_ARGUMENT;
+            return false;
+    return true;
+}
+
+enum rmpc_status rmpc_snp_leak_pages(struct rmpc_host *host, uint64_t pfn, uint64_t pages)
+{
+    if (!rmpc_pages_valid(host, pfn, pages))
+        return RMPC_ERR_ARGUMENT;
     rmpc_report(host->events, RMPC_EVENT_LEAK, 0, 0, pfn, pages, 0);
     for (uint64_t i = 0; i < pages; i++)
         rmpc_dump_rmpentry(host, pfn + i);
     host->leaked_pages += pages;
     return RMPC_OK;
+}
+
+int rmpc_rmp_mark_pages_firmware(struct rmpc_host *host, uint64_t pfn, uint64_t pages)
+{
+    for (uint64_t i = 0; i < pages; i++) {
+        int ret = rmpc_rmp_make_firmware(host, pfn + i, 1);
+
+        if (!ret)
+            continue;
+        /* what cannot be taken back is leaked; the first failure is what counts */
+        if (rmpc_snp_reclaim_pages(host, pfn, i) == RMPC_HANGS)
+            return RMPC_HANGS;
+        return ret;
+    }
+    return 0;
+}
+
+int rmpc_snp_reclaim_pages(struct rmpc_host *host, uint64_t pfn, uint64_t pages)
+{
+    for (uint64_t i = 0; i < pages; i++) {
+        const struct rmpc_operands operands = {.page = (pfn + i) << RMPC_PAGE_SHIFT};
+        int ret = -RMPC_EIO;
+
+        if (rmpc_firmware_command(host->firmware, RMPC_SNP_PAGE_RECLAIM, &operands) == RMPC_FW_SUCCESS)
+            ret = rmpc_rmp_make_shared(host, pfn + i, 1);
+        if (ret == RMPC_HANGS)
+            return ret;
+        if (ret) {
+            rmpc_snp_leak_pages(host, pfn + i, pages - i);
+            return ret;
+        }
+    }
+    return 0;
+}
+
+static inline struct rmpc_outcome access_page(const struct rmpc_host *host, uint64_t pfn, bool write, int *level)
+{
+    const uint64_t va = rmpc_dmap_address(host->dmap, pfn);
+    const struct rmpc_walk walk = rmpc_walk_to(host->dmap, va, 1);
+    const uint64_t raw = walk.entry ? *walk.entry : 0;
+    const uint64_t error = write ? RMPC_FAULT_W : 0;
+
+    *level = raw ? walk.level : 0;
+    if (!(raw & RMPC_PTE_P))
+        return rmpc_outcome_fault(RMPC_VECTOR_PF, error, va, RMPC_REASON_NOT_PRESENT);
+    if (!write)
+        return (struct rmpc_outcome){.kind = RMPC_OUTCOME_ALLOWED};
+    if (!walk.rw || !(raw & RMPC_PTE_RW))
+        return rmpc_outcome_fault(RMPC_VECTOR_PF, error | RMPC_FAULT_P, va, RMPC_REASON_READ_ONLY);
+    pfn = (rmpc_pte_address(raw, walk.level, host->dmap->config.c_bit) >> RMPC_PAGE_SHIFT) |
+          (pfn & ((rmpc_level_size(walk.level) >> RMPC_PAGE_SHIFT) - 1));
+    if (!host->rmp || is_surely_hypervisors(host->rmp, pfn, walk.level))
+        return (struct rmpc_outcome){.kind = RMPC_OUTCOME_ALLOWED};
+    return rmpc_rmp_check_host_write(host->rmp, pfn, walk.level, va);
+}
+
+struct rmpc_outcome rmpc_host_access(const struct rmpc_host *host, uint64_t pfn, bool write, int *level)
+{
+    return access_page(host, pfn, write, level);
+}
+
+/* Fetch what access_page() will need: the page's last table entry, if that is not near, and its RMP entry. */
+__attribute__((always_inline)) static inline void prefetch_page(const struct rmpc_host *host, uint64_t pfn, bool write)
+{
+    const uint64_t va = rmpc_dmap_address(host->dmap, pfn);
+    const struct rmpc_walk walk = rmpc_walk_to(host->dmap, va, 2);
+    const struct rmpc_rmp_entry *entry = write && host->rmp ? rmpc_rmp_entry_of(host->rmp, pfn) : NULL;
+    const uint64_t *table = NULL;
+
+    if (walk.entry && walk.level == 2 && rmpc_pte_is_table(*walk.entry, 2))
+        table = rmpc_table_at(host->dmap, *walk.entry);
+    if (table)
+        __builtin_prefetch(&table[rmpc_table_index(va, 1)]);
+    if (entry)
+        __builtin_prefetch(table ? entry : entry - pfn % RMPC_REGION_FRAMES);
+}
+
+void rmpc_host_access_all(const struct rmpc_host *host, const uint64_t *pfns, size_t count, bool write,
+                          struct rmpc_outcome *outcomes)
+{
+    const size_t ahead = 12; /* pages: so many loads are under way at once */
+    int level;
+
+    for (size_t i = 0; i < count && i < ahead; i++)
+        prefetch_page(host, pfns[i], write);
+    for (size_t i = 0; i < count; i++) {
+        if (i + ahead < count)
+            prefetch_page(host, pfns[i + ahead], write);
+        outcomes[i] = access_page(host, pfns[i], write, &level);
+    }
+}
+
+/* Add the block that holds an end of a table, in order, if it is one to reserve; the new count. */
+static size_t add_block(uint64_t end, const struct rmpc_extent *usable, size_t count, struct rmpc_extent *blocks,
+                        size_t room, size_t have)
+{
+    const uint64_t size = RMPC_REGION_FRAMES << RMPC_PAGE_SHIFT;
+    const struct rmpc_extent block = {end / size * size, size};
+    size_t place = have < room ? have : room;
+    size_t u = rmpc_extents_find(usable, count, block.base);
+
+    if (end % size == 0 || u == count || usable[u].base >= block.base + size)
+        return have;
+    for (size_t i = 0; i < place; i++)
+        if (blocks[i].base == block.base)
+            return have;
+    for (; place && blocks[place - 1].base > block.base; place--)
+        if (place < room)
+            blocks[place] = blocks[place - 1];
+    if (place < room)
+        blocks[place] = block;
+    return have + 1;
+}
+
+size_t rmpc_rmp_end_blocks(const struct rmpc_rmp *rmp, const struct rmpc_extent *usable, size_t count,
+                           struct rmpc_extent *blocks, size_t room)
+{
+    size_t have = 0;
+
+    have = add_block(rmp->msrs.base, usable, count, blocks, room, have);
+    if (!(rmp->msrs.cfg & RMPC_RMP_CFG_SEGMENTED))
+        return add_block(rmp->msrs.end + 1, usable, count, blocks, room, have);
+    have = add_block(rmp->msrs.base + RMPC_RMP_BOOKKEEPING + RMPC_PAGE_SIZE, usable, count, blocks, room, have);
+    for (size_t i = 0; i < rmp->count; i++) {
+        if (!rmp->segments[i].bytes)
+            continue;
+        have = add_block(rmp->segments[i].pa, usable, count, blocks, room, have);
+        have = add_block(rmp->segments[i].pa + rmp->segments[i].bytes, usable, count, blocks, room, have);
+    }
+    return have;
 }

@@ -14,6 +14,9 @@ static const char texts[RMPC_STATUS_END][64] = {
     [RMPC_ERR_RMP_NONE] = "the BIOS has reserved no memory for the RMP",
     [RMPC_ERR_RMP_ORDER] = "the RMP's base is above its end",
     [RMPC_ERR_RMP_SMALL] = "the RMP does not cover all memory and itself",
+    [RMPC_ERR_RMP_CONFIG] = "no processor takes this setting of a segmented RMP",
+    [RMPC_ERR_RMP_SEGMENT] = "the RMP's segment size is outside CPUID's bounds",
+    [RMPC_ERR_RMP_COVER] = "the segmented RMP does not cover all memory",
 };
 
 const char *rmpc_status_text(enum rmpc_status status)

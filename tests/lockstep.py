@@ -1,8 +1,9 @@
-"""Native and oracle on a long seeded run of random direct-map ops: ``python tests/lockstep.py --ops 1000000 --jobs 2``.
+"""Native and oracle on a long seeded run of random ops: ``python tests/lockstep.py dmap --ops 1000000 --jobs 2``.
 
-The run is cut into units of one profile (map, kernel) and one seed each, which boot afresh.  In a unit both machines
-get the same ops in bulk; results, events, states and validate() are compared after every chunk.  Exit 1 with a short
-report on the first difference: the unit, the op, and as few ops before it as still show it.
+dmap: changes of the direct map.  rmp: instructions, accesses, firmware commands and the host around them.
+The run is cut into units of one profile (map, kernel, hardware) and one seed each, which start afresh.  In a unit both
+machines get the same ops in bulk; results, events, states and validate() are compared after every chunk.  Exit 1 with
+a short report on the first difference: the unit, the op, and as few ops before it as still show it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import machines as m
 import numpy as np
 import numpy.typing as npt
 from random_ops import direct_map_ops, frames_of, image_frames
+from random_rmp import Generator
 
 from rmpcore.machine import Machine, MachineLike
-from rmpcore.maps import PAGE_OFFSETS, MachineMap
-from rmpcore.ops import EventKind, Kind, Op, OpCode, Refusal, Result, format_result, pack_ops, unpack_results
+from rmpcore.maps import PAGE_OFFSETS, MachineMap, SegmentedRmp
+from rmpcore.ops import EventKind, Kind, Op, OpCode, Reason, Refusal, Result, format_result, pack_ops, unpack_results
 from rmpcore.state import diff_states
 
 Records = npt.NDArray[np.void]
@@ -54,8 +56,22 @@ MOST = (9, 9, 9, 9, 9, 36, 36, 36, 0x202)
 """Pages of one call at most, by chunk: little for the oracle to walk; beyond the ceiling of 33; a whole 2 MiB page."""
 
 
-class Unit(NamedTuple):
+class Unit(Protocol):
     """What is run on one pair of machines."""
+
+    @property
+    def profile(self) -> str:
+        """What units have in common that differ in the seed only."""
+
+    def pair(self) -> tuple[MachineLike, MachineLike]:
+        """Native and oracle, as the unit starts, with events on."""
+
+    def chunks(self) -> Iterator[list[Op]]:
+        """The unit's ops, which depend on nothing but the unit."""
+
+
+class DirectMapUnit(NamedTuple):
+    """Changes of one direct map."""
 
     name: str
     kernel: str
@@ -63,6 +79,10 @@ class Unit(NamedTuple):
     readonly: bool
     seed: int
     ops: int
+
+    @property
+    def profile(self) -> str:
+        return f"{self.name} {self.kernel} {self.levels}"
 
     @property
     def map(self) -> MachineMap:
@@ -81,7 +101,6 @@ class Unit(NamedTuple):
         return pair[0], pair[1]
 
     def chunks(self) -> Iterator[list[Op]]:
-        """The unit's ops, which depend on nothing but the unit."""
         rng = random.Random(repr(self))
         # few large pages, so that calls meet what others have left
         frames = [*rng.sample(frames_of(self.map), 6), *AROUND_LINES, *image_frames(self.map)[::2]]
@@ -96,7 +115,7 @@ class Unit(NamedTuple):
             yield ops
 
 
-def units(total: int, seed: int) -> Iterator[Unit]:
+def direct_map_units(total: int, seed: int) -> Iterator[Unit]:
     """Units of all profiles in turn until there are enough ops."""
     rng = random.Random(seed)
     number = 0
@@ -106,9 +125,116 @@ def units(total: int, seed: int) -> Iterator[Unit]:
         for name, kernel, levels in profiles:
             ops = min(CHUNK * CHUNKS, total)
             if ops:
-                yield Unit(name, kernel, levels, rng.random() < 0.5, seed * 1_000_000 + number, ops)
+                yield DirectMapUnit(name, kernel, levels, rng.random() < 0.5, seed * 1_000_000 + number, ops)
             number += 1
             total -= ops
+
+
+CONTIGUOUS = m.build_map(
+    [(0, 20 * m.MIB)],
+    e820=[(0, 20 * m.MIB, 1), (20 * m.MIB, 2 * m.MIB, 2)],
+    # covers 21 MiB, its own first mebibyte among them
+    rmp=(20 * m.MIB, 20 * m.MIB + 0x4000 + 16 * 0x1500 - 1),
+    rmp_probed=False,
+)
+SEGMENTED = m.build_map(
+    [(0, 1000 * m.MIB), (2 * m.GIB, m.GIB)],
+    e820=[(0, 1000 * m.MIB, 1), (1000 * m.MIB, 24 * m.MIB, 2), (2 * m.GIB, m.GIB, 1)],
+    # segment 1 is not covered; 3 has reserved bits in its entry
+    segmented=SegmentedRmp(
+        1001 * m.MIB, 30 << 8 | 1, (1 | 1004 * m.MIB, 0, 1 | 1008 * m.MIB, 1 | 1012 * m.MIB | 1 << 60)
+    ),
+)
+TABLES = {
+    "contiguous": CONTIGUOUS,
+    "contiguous c-bit": dataclasses.replace(CONTIGUOUS, c_bit=1 << 51),
+    "segmented": SEGMENTED,
+    "segmented c-bit": dataclasses.replace(SEGMENTED, c_bit=1 << 47),
+}
+PARTS = ("milan", "genoa", "turin")
+RMP_KERNELS = ("6.9", "6.10", "6.12", "6.14", "6.15")
+SWITCHES: dict[str, tuple[int, ...]] = {
+    "rmpread": (0, 1),
+    "overlap_inner": (1, 4),
+    "psmash_unassigned": (2, 7),
+    "psmash_immutable": (2, 7),
+    "keep_same": (0, 1),
+    "reserved_input": (0, 1),
+    "asid_limit": (5, 0x3FF),
+    "lock_follows_immutable": (0, 1),
+    "subpage_count": (0, 1),
+    "rmpquery": (0, 1),
+    "inuse_first": (0, 1),
+    "pvalidate_vmpl": (0, 2),
+    "rescind_resets": (0, 1),
+    "rmpquery_vmpl": (0, 2),
+    "bookkeeping": (0, 1, 512),
+    "vmpls": (1, 2, 4),
+    "vmpl_sss": (0, 1),
+    "hv_in_use_wr": (0, 1),
+}
+RMP_CHUNK = 500
+RMP_CHUNKS = 12
+
+
+class RmpUnit(NamedTuple):
+    """Instructions, accesses and commands on one RMP."""
+
+    table: str
+    part: str
+    kernel: str
+    switches: tuple[tuple[str, int], ...]
+    seed: int
+    ops: int
+
+    @property
+    def profile(self) -> str:
+        return f"{self.part} {self.table.split()[0]}"
+
+    @property
+    def map(self) -> MachineMap:
+        return TABLES[self.table]
+
+    def pair(self) -> tuple[MachineLike, MachineLike]:
+        pair = []
+        for backend in ("native", "oracle"):
+            switches = dict(self.switches)
+            machine = Machine(self.map, backend=backend, kernel=self.kernel, hardware=self.part, switches=switches)
+            machine.record_events(True)
+            pair.append(machine)
+        return pair[0], pair[1]
+
+    def chunks(self) -> Iterator[list[Op]]:
+        generator = Generator(self, self.map, dict(self.switches))
+        left = self.ops
+        while left > 0:
+            ops = generator.ops(min(RMP_CHUNK, left))
+            left -= len(ops)
+            yield ops
+
+
+def rmp_units(total: int, seed: int) -> Iterator[Unit]:
+    """Units of all parts and tables in turn, half of them with some switches the other way."""
+    rng = random.Random(seed)
+    number = 0
+    while total > 0:
+        for table in TABLES:
+            for part in PARTS:
+                kernel = rng.choice(RMP_KERNELS[-2:] if "segmented" in table else RMP_KERNELS)
+                switches = {name: rng.choice(values) for name, values in SWITCHES.items() if rng.random() < 0.3}
+                if number % 2:
+                    switches = {}
+                if "segmented" in table:
+                    switches |= {"segmented": 1, "segment_min": 30}
+                ops = min(RMP_CHUNK * RMP_CHUNKS, total)
+                if ops > 0:
+                    items = tuple(sorted(switches.items()))
+                    yield RmpUnit(table, part, kernel, items, seed * 1_000_000 + number, ops)
+                number += 1
+                total -= ops
+
+
+WHAT = {"dmap": direct_map_units, "rmp": rmp_units}
 
 
 def difference(native: MachineLike, oracle: MachineLike, ops: list[Op]) -> tuple[str, Records, Records]:
@@ -161,8 +287,9 @@ def report(unit: Unit, ops: list[Op]) -> str:
     return "\n".join([*lines, *list(diff_states(native.state(), oracle.state()))[:40]])
 
 
-def run(unit: Unit) -> tuple[int, Counter[tuple[str, str]], Counter[str], str]:
-    """Number of ops done, how often each op had which outcome, how many events of each kind, report on a difference."""
+def run(unit: Unit) -> tuple[str, int, Counter[tuple[str, str]], Counter[str], str]:
+    """The profile, number of ops done, how often each op had which outcome, how many events of each kind, report on a
+    difference."""
     native, oracle = unit.pair()
     done: list[Op] = []
     outcomes: Counter[tuple[str, str]] = Counter()
@@ -171,30 +298,35 @@ def run(unit: Unit) -> tuple[int, Counter[tuple[str, str]], Counter[str], str]:
         done += ops
         found, results, events = difference(native, oracle, ops)
         if found:
-            return len(done), outcomes, kinds, f"{found} differ\n{report(unit, done)}"
+            return unit.profile, len(done), outcomes, kinds, f"{found} differ\n{report(unit, done)}"
         for op, result in zip(ops, unpack_results(results), strict=True):
-            outcomes[OpCode(op.op).name, outcome(result)] += 1
+            name = OpCode(op.op).name if op.op in OpCode.__members__.values() else "no op"
+            outcomes[name, outcome(result)] += 1
         kinds.update(EventKind(kind).name for kind in events["kind"].tolist())
-    return len(done), outcomes, kinds, ""
+    return unit.profile, len(done), outcomes, kinds, ""
 
 
 def outcome(result: Result) -> str:
-    return Refusal(result.ret).name if result.kind == Kind.REFUSED else str(result.ret)
+    if result.kind == Kind.REFUSED:
+        return Refusal(result.ret).name
+    name = "" if result.kind in (Kind.KERNEL, Kind.CODE, Kind.FIRMWARE) else f"{Kind(result.kind).name} "
+    return f"{name}{result.ret} {Reason(result.reason).name}" if result.reason else f"{name}{result.ret}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=WHAT, help="what the ops are about")
     parser.add_argument("--ops", type=int, default=100_000, help="how many ops (default 100000)")
     parser.add_argument("--seed", type=int, default=1, help="what the ops depend on (default 1)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     args = parser.parse_args()
     start = time.monotonic()
-    total = 0
+    profiles: Counter[str] = Counter()
     outcomes: Counter[tuple[str, str]] = Counter()
     events: Counter[str] = Counter()
     with multiprocessing.Pool(args.jobs) as pool:
-        for done, counted, seen, found in pool.imap_unordered(run, units(args.ops, args.seed)):
-            total += done
+        for profile, done, counted, seen, found in pool.imap_unordered(run, WHAT[args.what](args.ops, args.seed)):
+            profiles[profile] += done
             outcomes.update(counted)
             events.update(seen)
             if found:
@@ -206,7 +338,10 @@ def main() -> int:
         counts = {how: count for (op, how), count in sorted(outcomes.items()) if op == name}
         print(f"{name:32}" + "  ".join(f"{how}: {count}" for how, count in counts.items()))
     print("events".ljust(32) + "  ".join(f"{name}: {count}" for name, count in sorted(events.items())))
-    print(f"{total} ops, {len(MAPS) * len(KERNELS) * 2} profiles, no difference; {total / seconds:.0f} ops a second")
+    if args.what == "rmp":
+        print("ops".ljust(32) + "  ".join(f"{name}: {count}" for name, count in sorted(profiles.items())))
+    total = profiles.total()
+    print(f"{total} ops, {len(profiles)} profiles, no difference; {total / seconds:.0f} ops a second")
     return 0
 
 

@@ -200,17 +200,19 @@ def arguments(rng: random.Random, spec: OpSpec, frames: list[int]) -> dict[str, 
     return {arg.name: values[arg.name] for arg in spec.args}
 
 
+KNOWN = tuple(spec for spec in OPS if spec.code <= OpCode.cpa_address)
+"""The rest is :mod:`random_rmp`'s."""
 _WEIGHTS = [
     {OpCode.inject: 0.4, OpCode.fail_alloc: 0.3, OpCode.snp_leak_pages: 0.2, OpCode.lookup: 0.5}.get(
         spec.code, 0.5 if spec in CPA else 1.0
     )
-    for spec in OPS
+    for spec in KNOWN
 ]
 
 
 def random_ops(rng: random.Random, frames: list[int]) -> list[Op]:
     """An op, with those that it needs before it; now and then a record that no machine takes."""
-    spec = rng.choices(OPS, _WEIGHTS)[0]
+    spec = rng.choices(KNOWN, _WEIGHTS)[0]
     if spec in CPA:
         if rng.random() < 0.2:
             return array_ops(rng, spec, frames)

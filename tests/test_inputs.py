@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmpcore.inputs import load_map, map_from_iomem, map_from_json, map_from_log, map_from_recording
-from rmpcore.maps import CACHEMODES_PAT, MIB, PAGE_OFFSETS, MachineMap, MapError
+from rmpcore.inputs import (
+    Node,
+    dumped_map,
+    load_map,
+    map_file,
+    map_from_iomem,
+    map_from_json,
+    map_from_log,
+    map_from_recording,
+    map_to_json,
+)
+from rmpcore.maps import CACHEMODES_PAT, MIB, PAGE_OFFSETS, MachineMap, MapError, SegmentedRmp
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = sorted((ROOT / "tests/data/golden").glob("*.json"))
@@ -283,13 +294,240 @@ BIOS-e820: [mem 0x0000010000000000-0x000001002fffffff] unusable
         (
             "SEV-SNP: Segmented RMP base table physical range [0x000000009ba00000 - 0x000000009ba05000]\n"
             "BIOS-e820: [mem 0x100000-0x1fffff] usable\n",
-            "log:1: the RMP is segmented, which is not modelled yet",
+            "log: the RMP is segmented, and the lines about its segments are missing",
         ),
         ("BIOS-e820: [mem 0x0-0xfff] usable\n", "log: there is no usable memory"),
     ],
 )
 def test_refused_logs(text: str, reason: str) -> None:
     assert refusal(map_from_log, text) == reason
+
+
+# --- segmented RMP -------------------------------------------------------------------------------------------------
+
+(REAL_SEGMENTED,) = json.loads((ROOT / "tests/data/machines/rmp-ranges.json").read_text(encoding="utf-8"))["segmented"]
+TURIN = "\n".join(
+    [
+        "BIOS-e820: [mem 0x0000000000000000-0x000000000009ffff] usable",
+        "BIOS-e820: [mem 0x0000000000100000-0x00000000087fffff] usable",
+        "BIOS-e820: [mem 0x0000000008800000-0x0000000010ffffff] reserved",
+        "BIOS-e820: [mem 0x0000000011000000-0x00000000359fffff] usable",
+        "BIOS-e820: [mem 0x0000000035a00000-0x0000000075afffff] reserved",
+        "BIOS-e820: [mem 0x0000000075b00000-0x000000009b9fffff] usable",
+        "BIOS-e820: [mem 0x000000009ba00000-0x00000000ffffffff] reserved",
+        "BIOS-e820: [mem 0x0000000100000000-0x000000087fffffff] usable",
+    ]
+)
+"""Memory as the host whose segments are REAL_SEGMENTED may have had it; only its top (34 GiB) is known."""
+TURIN_RMP = SegmentedRmp(0x9BA00000, 37 << 8 | 1, (0x8800022, *[0] * 7, 0x55B00080, 0x35A00080))
+
+
+@pytest.mark.parametrize("prefix", ["", "[    0.512345] ", "May 04 12:22:28 host kernel: "])
+def test_log_of_a_segmented_rmp(prefix: str) -> None:
+    """The lines of a real host: 34 GiB of segment 0, all of segments 8 and 9, which begin at 1 TiB."""
+    lines = [prefix + line for line in REAL_SEGMENTED["lines"]]
+    for text in (f"{TURIN}\n" + "\n".join(lines), "\n".join([*reversed(lines), TURIN, *lines])):
+        machine = map_from_log(text)
+        assert machine.rmp is None
+        assert machine.segmented == TURIN_RMP
+    assert TURIN_RMP.shift == REAL_SEGMENTED["segment_shift"]
+    expected = [(part["index"], int(part["base"], 16), part["covers"]) for part in REAL_SEGMENTED["segments"]]
+    assert expected == [
+        (index, base, [hex(index << 37), hex((index << 37) + size - 1)]) for index, base, size in TURIN_RMP.segments()
+    ]
+
+
+def test_log_of_an_entry_that_covers_more_than_a_segment() -> None:
+    """The kernel prints what it cuts: 200 GiB in the entry, 128 GiB that count."""
+    lines = [line for line in REAL_SEGMENTED["lines"] if "segment 9" not in line]
+    lines.insert(-1, "SEV-SNP: RMP segment 8 mapped size (0x3200000000) reduced to 0x2000000000")
+    machine = map_from_log("\n".join([TURIN, *lines]))
+    assert machine.segmented == SegmentedRmp(0x9BA00000, 37 << 8 | 1, (0x8800022, *[0] * 7, 0x55B000C8))
+    assert machine.segmented.segments()[1] == (8, 0x55B00000, 128 << 30)
+
+
+SEGMENT_0 = "SEV-SNP: RMP segment 0 physical address [0x8800000 - 0x10ffffff] covering [0x0 - 0x87fffffff]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("Segmented RMP base", "Another base", "segments of an RMP without the line that says where its base table is"),
+        ("Segmented RMP using", "Using", "the RMP is segmented, and the lines about its segments are missing"),
+        ("RMP segment", "segment", "the RMP is segmented, and the lines about its segments are missing"),
+        ("using 128GB", "using 96GB", "segments of 96 GiB are not a power of two"),
+        ("using 128GB", "using 0GB", "segments of 0 GiB are not a power of two"),
+        ("using 128GB", "using -128GB", "segments of -128 GiB are not a power of two"),
+        (
+            "using 128GB",
+            "using 64GB",
+            "segment 8 cannot cover 0x10000000000-0x11fffffffff with segments of 64 GiB",
+        ),
+        (
+            "segment 9",
+            "segment 10",
+            "segment 10 cannot cover 0x12000000000-0x13fffffffff with segments of 128 GiB",
+        ),
+        ("0x10ffffff]", "0x10fffffe]", "1: a table at 0x8800000-0x10fffffe does not cover 0x0-0x87fffffff"),
+        ("[0x8800000 ", "[0x8800800 ", "1: a table at 0x8800800-0x10ffffff does not cover 0x0-0x87fffffff"),
+        ("0x87fffffff]", "0x87ffffffe]", "1: a table at 0x8800000-0x10ffffff does not cover 0x0-0x87ffffffe"),
+        ("using 128GB", "using 16GB", "segment 0 cannot cover 0x0-0x87fffffff with segments of 16 GiB"),
+        (
+            "[0x8800000 - 0x10ffffff] covering [0x0 - 0x87fffffff]",
+            "[0x8800000 - 0x89fffff] covering [0x0 - 0x1fffffff]",
+            "1: a table at 0x8800000-0x89fffff does not cover 0x0-0x1fffffff",
+        ),
+        (
+            "[0x8800000 - 0x10ffffff]",
+            "[0x8800800 - 0x110007ff]",
+            "1: a table at 0x8800800-0x110007ff does not cover 0x0-0x87fffffff",
+        ),
+        (
+            "segment 9 physical address [0x35a00000 - 0x559fffff] covering [0x12000000000 - 0x13fffffffff]",
+            "segment 512 physical address [0x35a00000 - 0x559fffff] covering [0x400000000000 - 0x401fffffffff]",
+            "segment 512 cannot cover 0x400000000000-0x401fffffffff with segments of 128 GiB",
+        ),
+        ("segment 8", "segment 9", "3: a second, other segment 9"),
+        (
+            "SEV-SNP: Segmented RMP using",
+            "SEV-SNP: Segmented RMP using 64GB segments\nSegmented RMP using",
+            "8: a second, other size of a segment",
+        ),
+        (
+            "SEV-SNP: Reserving",
+            "SEV-SNP: RMP table physical range [0x16000000 - 0x568fffff]\n",
+            "5: an RMP that is segmented, and one that is not",
+        ),
+        (
+            "SEV-SNP: Reserving",
+            "SEV-SNP: Segmented RMP base table physical range [0x0 - 0x5000]\n",
+            "5: a second, other RMP",
+        ),
+    ],
+)
+def test_logs_that_contradict_themselves(old: str, new: str, reason: str) -> None:
+    order = sorted(REAL_SEGMENTED["lines"], key=lambda line: "covering" not in line)
+    text = "\n".join(order).replace(old, new) + f"\n{TURIN}\n"
+    found = refusal(map_from_log, text)
+    assert found == ("log:" if reason[0].isdecimal() else "log: ") + reason
+
+
+def test_tables_of_a_log_have_to_be_reserved() -> None:
+    text = TURIN.replace("0x0000000010ffffff] reserved", "0x0000000010ffffff] usable")
+    found = refusal(map_from_log, "\n".join([text, *REAL_SEGMENTED["lines"]]))
+    assert found == "log: RMP 0x8800000-0x10ffffff overlaps e820 row 0x8800000-0x10ffffff of type 1"
+
+
+U12 = st.one_of(st.just(0), st.integers(0, 0xFFF))
+ROWS = [["0x0", "0x9f000", "usable"], ["0x100000", "0x3f00000", "usable"], ["0x4000000", "0x4000000", "reserved"]]
+SEGMENTS = [{"index": 0, "base": "0x4100000", "gib": 1}, {"index": 3, "base": "0x4500000", "gib": 0, "reserved": 5}]
+
+
+def segmented(**changes: Any) -> str:
+    rmp = {"base": "0x4000000", "cfg": "0x2401", "segments": SEGMENTS} | changes
+    return a_map(e820=ROWS, rmp={key: item for key, item in rmp.items() if item is not ...})
+
+
+def test_segmented_rmp_of_a_map() -> None:
+    machine = map_from_json(segmented())
+    assert machine.rmp is None
+    assert machine.segmented == SegmentedRmp(0x4000000, 0x2401, (0x4100001, 0, 0, 5 << 52 | 0x4500000))
+    assert map_from_json(segmented(segments=[])).segmented == SegmentedRmp(0x4000000, 0x2401, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cfg": ...}, "map: rmp: cfg is missing"),
+        ({"base": ...}, "map: rmp: base is missing"),
+        ({"segments": ...}, "map: rmp: end is missing"),
+        ({"end": "0x40fffff"}, "map: rmp: has segments and an end: either or"),
+        ({"segments": {}}, "map: rmp.segments: is not an array"),
+        ({"segments": [{"index": 0, "gib": 1}]}, "map: rmp.segments[0]: base is missing"),
+        ({"segments": [{"index": 0, "base": 0}]}, "map: rmp.segments[0]: gib is missing"),
+        ({"segments": [{"base": 0, "gib": 1}]}, "map: rmp.segments[0]: index is missing"),
+        (
+            {"segments": [{"index": 512, "base": 0, "gib": 1}]},
+            "map: rmp.segments[0].index: 0x200 is outside 0x0..0x1ff",
+        ),
+        (
+            {"segments": [{"index": 0, "base": "0x4180000", "gib": 1}]},
+            "map: rmp.segments[0].base: 0x4180000 is not a multiple of 1 MiB",
+        ),
+        (
+            {"segments": [{"index": 0, "base": "0x10000000000000", "gib": 1}]},
+            "map: rmp.segments[0].base: 0x10000000000000 is outside 0x0..0xffffffff00000",
+        ),
+        (
+            {"segments": [{"index": 0, "base": 0, "gib": 1 << 20}]},
+            "map: rmp.segments[0].gib: 0x100000 is outside 0x0..0xfffff",
+        ),
+        (
+            {"segments": [{"index": 0, "base": 0, "gib": 0, "reserved": 4096}]},
+            "map: rmp.segments[0].reserved: 0x1000 is outside 0x0..0xfff",
+        ),
+        (
+            {"segments": [SEGMENTS[0], SEGMENTS[0]]},
+            "map: rmp.segments[1].index: segment 0 is described twice",
+        ),
+        (
+            {"segments": [{"index": 0, "base": "0x3f00000", "gib": 1}]},
+            "map: RMP 0x3f00000-0x42fffff overlaps e820 row 0x100000-0x3ffffff of type 1",
+        ),
+    ],
+)
+def test_refused_segmented_maps(changes: dict[str, Any], reason: str) -> None:
+    assert refusal(map_from_json, segmented(**changes)) == reason
+
+
+def dumped(machine: MachineMap) -> MachineMap:
+    """Written into a dump as JSON text, and read again."""
+    return dumped_map(Node(json.loads(json.dumps(map_to_json(machine))), "dump", MapError))
+
+
+@pytest.mark.parametrize("path", [*MACHINES, *GOLDEN[:6]], ids=lambda path: path.stem)
+def test_dumped_maps_are_read_as_they_were(path: Path) -> None:
+    machine = load_map(path)
+    assert dumped(machine) == machine
+
+
+@given(
+    cfg=st.builds(lambda rest, shift: rest & ~0x3F00 | shift << 8, st.integers(0, (1 << 64) - 1), st.integers(30, 51)),
+    rst=st.lists(st.builds(lambda reserved, base: reserved << 52 | base << 20, U12, st.integers(0, 0xFFFF_FFFF))),
+    covered=st.integers(0, 1),
+)
+def test_any_segment_table_is_kept_to_the_bit(cfg: int, rst: list[int], covered: int) -> None:
+    """Reserved bits, entries that cover nothing but have an address, and zeros at the end; in dump and map file."""
+    rmp = SegmentedRmp(0x4000000, cfg, (0x4100000 | covered, *rst))
+    machine = replace(map_from_json(a_map(e820=ROWS)), segmented=rmp)
+    assert dumped(machine) == machine
+    assert map_from_json(map_file(machine, {})) == machine
+
+
+def test_old_dumps_are_still_read() -> None:
+    """A map dumped before there were segments: rmp is null, or base and end."""
+    for path in (MILAN, ROOT / "examples/maps/dell-r7425-epyc7601-1t.json"):
+        machine = load_map(path)
+        value: dict[str, Any] = map_to_json(machine)
+        expected = {"base": hex(machine.rmp[0]), "end": hex(machine.rmp[1])} if machine.rmp is not None else None
+        assert value["rmp"] == expected
+        assert "segmented" not in value
+
+
+@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)
+def test_map_file_says_all(path: Path) -> None:
+    machine = load_map(path)
+    text = map_file(machine, {"notes": 'a "e820": null'})
+    assert map_from_json(text) == machine
+    assert json.loads(text)["notes"] == 'a "e820": null'
+
+
+def test_map_file_of_a_recording_is_refused() -> None:
+    """A firmware table has no kernel image."""
+    machine = load_map(ROOT / "tests/data/golden/6.1_pc-1g_boot.json")
+    assert refusal(map_file, machine, {}).endswith(
+        "6.1_pc-1g_boot.json: a machine map cannot be written of it: reserved would be lost"
+    )
 
 
 # --- /proc/iomem ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from rmpcore._native import NativeMachine
 
 
 def test_op_list_is_the_same_in_c_and_python() -> None:
-    assert _native.op_table() == {spec.code: (spec.name, spec.flag_mask) for spec in ops.OPS}
+    assert _native.op_table() == {spec.code: (spec.name, spec.flag_mask, spec.mode_mask) for spec in ops.OPS}
 
 
 @pytest.mark.parametrize(

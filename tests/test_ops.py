@@ -17,6 +17,7 @@ from rmpcore.ops import (
     OP_DTYPE,
     OPS,
     RESULT_DTYPE,
+    Arg,
     Kind,
     Op,
     OpCode,
@@ -25,6 +26,7 @@ from rmpcore.ops import (
     OpSpec,
     Refusal,
     Result,
+    Who,
     format_op,
     format_result,
     make_op,
@@ -34,15 +36,22 @@ from rmpcore.ops import (
     unpack_results,
 )
 
-FIELD_BITS = {"level": 8, "id": 32, "addr": 64, "gpa": 64, "count": 64}
+FIELD_BITS = {"level": 8, "id": 32, "addr": 64, "gpa": 64, "count": 64, "va": 64, "rcx": 64, "rdx": 64}
+
+
+def greatest(arg: Arg) -> int:
+    """The greatest value of an argument, by its own field or its bits in a shared one."""
+    if arg.bit:
+        return 1
+    return (1 << arg.mask.bit_count()) - 1 if arg.mask else (1 << FIELD_BITS[arg.field]) - 1
 
 
 def ops_of(spec: OpSpec) -> st.SearchStrategy[Op]:
     """All ops of one kind, over the whole range of each argument."""
     values = {
-        arg.name: st.integers(0, 1 if arg.bit else (1 << FIELD_BITS[arg.field]) - 1)
+        arg.name: st.integers(0, greatest(arg))
         if arg.default is None
-        else st.integers(0, 1 if arg.bit else (1 << FIELD_BITS[arg.field]) - 1) | st.just(arg.default)
+        else st.integers(0, greatest(arg)) | st.just(arg.default)
         for arg in spec.args
     }
     return st.fixed_dictionaries(values).map(lambda args: make_op(spec.name, **args))
@@ -58,6 +67,11 @@ ANY_RECORD = st.builds(
     addr=st.integers(0, U64),
     gpa=st.integers(0, U64),
     count=st.integers(0, U64),
+    va=st.integers(0, U64),
+    rcx=st.integers(0, U64),
+    rdx=st.integers(0, U64),
+    mode=st.integers(0, 0xFFFF_FFFF),
+    reserved=st.integers(0, 0xFFFF_FFFF),
 )
 
 
@@ -165,6 +179,33 @@ def test_make_op_refuses(name: str, args: dict[str, int]) -> None:
         (make_op("PSMASH", pa=0), Result(4, Kind.CODE), "= 4 FAIL_OVERLAP"),
         (make_op("PSMASH", pa=0), Result(6, Kind.FAULT), "= #UD"),
         (make_op("PSMASH", pa=0), Result(13, Kind.FAULT), "= #GP"),
+        (make_op("host_write", pfn=0), Result(0, Kind.ALLOWED, level=2), "= allowed level=2M"),
+        (make_op("access", who=4, pa=0, level=1), Result(0, Kind.ALLOWED), "= allowed"),
+        (
+            make_op("host_write", pfn=0),
+            Result(14, Kind.FAULT, reason=2, value=0x80000003),
+            "= #PF error=0x80000003 NEIGHBOUR",
+        ),
+        (make_op("SNP_INIT"), Result(0x1A, Kind.FIRMWARE), "= firmware 0x1a INVALID_PAGE_STATE"),
+        (make_op("VMRUN", vmcb=0, asid=1), Result(-1, Kind.INVALID, reason=11), "= #VMEXIT(INVALID) NOT_VMSA"),
+        (make_op("access", who=3, pa=0, level=1), Result(13, Kind.IOMMU, reason=1), "= IOMMU event=0xd ASSIGNED"),
+        (
+            make_op("access", who=2, pa=0, level=1),
+            Result(0x400, Kind.NPF, reason=8, value=0xC80000005),
+            "= #NPF exitinfo1=0xc80000005 SIZE",
+        ),
+        (make_op("page_state", pfn=0), Result(10), "= 10 GUEST_VALID"),
+        (make_op("RMPQUERY", gva=0, rdx=0, pa=0, gpa=0, asid=5, level=1), Result(2, Kind.CODE), "= 2 FAIL_PERMISSION"),
+        (
+            make_op("RMPQUERY", gva=0, rdx=0, pa=0, gpa=0, asid=5, level=1),
+            Result(0, Kind.CODE, value=1, value2=0x0F00),
+            "= 0 rcx=0x1 rdx=0xf00",
+        ),
+        (
+            make_op("PVALIDATE", gva=0, rcx=0, rdx=0, pa=0, gpa=0, asid=5, level=1),
+            Result(0, Kind.CODE, flags=8),
+            "= 0 cf=1",
+        ),
         (make_op("snp_lookup_rmpentry", pfn=0), Result(0, level=2, flags=1), "= 0 assigned=1 level=2M"),
         (make_op("snp_lookup_rmpentry", pfn=0), Result(-19), "= -19"),
         (make_op("lookup", pfn=0), Result(0), "= 0 none"),
@@ -179,11 +220,13 @@ def test_results_in_words(op: Op, result: Result, text: str) -> None:
 
 
 def test_record_layout() -> None:
-    """The bulk form has fixed sizes, the same as in C: 32, 24 and 32 bytes, little-endian, no holes."""
-    assert (OP_DTYPE.itemsize, RESULT_DTYPE.itemsize, EVENT_DTYPE.itemsize) == (32, 24, 32)
-    op = Op(0x0102, 0x03, 0x04, 0x05060708, 0x1112131415161718, 0x2122232425262728, 0x3132333435363738)
+    """The bulk form has fixed sizes, the same as in C: 64, 24 and 32 bytes, little-endian, no holes."""
+    assert (OP_DTYPE.itemsize, RESULT_DTYPE.itemsize, EVENT_DTYPE.itemsize) == (64, 24, 32)
+    quads = [0x1112131415161718 + number * 0x1010101010101010 for number in range(6)]
+    op = Op(0x0102, 0x03, 0x04, 0x05060708, *quads, 0x71727374, 0x75767778)
     assert pack_ops([op]).tobytes().hex() == (
         "0201" + "03" + "04" + "08070605" + "1817161514131211" + "2827262524232221" + "3837363534333231"
+        "4847464544434241" + "5857565554535251" + "6867666564636261" + "74737271" + "78777675"
     )
 
 
@@ -223,7 +266,7 @@ def refused(machine: MachineLike, op: Op) -> Refusal | None:
     return Refusal(result.ret)
 
 
-@pytest.mark.parametrize("code", [0, 38, 39, 255, 256, 0xFFFF])
+@pytest.mark.parametrize("code", [0, 62, 63, 255, 256, 0xFFFF])
 def test_unknown_ops(backend: str, code: int) -> None:
     """A record with an unknown op: BAD_OP."""
     assert code not in BY_CODE
@@ -255,7 +298,38 @@ GOOD = {
     "change_page_attr_set": {"pfn": 0x601, "pages": 1, "mask": 0x200},
     "change_page_attr_clear": {"pfn": 0x601, "pages": 1, "mask": 0x200},
     "cpa_address": {"pfn": 0x601},
+    "VMRUN": {"vmcb": 0x201000, "asid": 5, "plain": 1},
+    "VMEXIT": {"vmcb": 0x202000},
+    "access": {"who": Who.SNP, "pa": 0x201000, "level": 1, "asid": 5},
+    "SNP_INIT": {},
+    "SNP_SHUTDOWN": {},
+    "SNP_GCTX_CREATE": {"gctx": 0x201000},
+    "SNP_ACTIVATE": {"gctx": 0x201000, "asid": 5},
+    "SNP_DECOMMISSION": {"gctx": 0x201000},
+    "SNP_LAUNCH_UPDATE": {"gctx": 0x201000, "pa": 0x202000, "size": 0, "type": 1},
+    "SNP_PAGE_RECLAIM": {"pa": 0x202000},
+    "SNP_PAGE_SET_STATE": {"pa": 0x200000, "pages": 512},
+    "SNP_PAGE_UNSMASH": {"pa": 0x200000},
+    "SNP_MD_INIT": {"gctx": 0x201000, "pa": 0x202000},
+    "SNP_PAGE_MOVE": {"gctx": 0x201000, "src": 0x202000, "dst": 0x203000, "size": 0},
+    "rmp_mark_pages_firmware": {"pfn": 0x601, "pages": 1},
+    "snp_reclaim_pages": {"pfn": 0x601, "pages": 1},
+    **{name: {"pfn": 0x601} for name in ("host_read", "host_write", "page_state")},
+    **{
+        name: {"gva": 0x201000, "rdx": 1, "pa": 0x201000, "gpa": 0x201000, "asid": 5, "level": 1}
+        for name in ("PVALIDATE", "RMPADJUST", "RMPQUERY")
+    },
+    **{
+        name: {"gctx": 0x201000, "src": 0x202000, "dst": 0x203000, "mdata": 0x204000, "size": 0}
+        for name in ("SNP_PAGE_SWAP_OUT", "SNP_PAGE_SWAP_IN")
+    },
 } | {spec.name: {"pfn": 0x601, "pages": 1} for spec in OPS if 20 <= spec.code <= 34}
+
+
+def good_op(name: str) -> Op:
+    """An op that no machine refuses."""
+    more = {"rcx": 0} if name in ("PVALIDATE", "RMPADJUST") else {}
+    return make_op(name, **GOOD[name] | more)
 
 
 @pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
@@ -263,7 +337,14 @@ def test_fields_that_an_op_does_not_use(backend: str, spec: OpSpec) -> None:
     """A flag bit outside the op's mask, or a non-zero field that it does not use: BAD_ARGUMENT; without them it is
     taken."""
     host = Host(backend, SNP, kernel="7.3")
-    good = make_op(spec.name, **GOOD[spec.name])
+    if spec.name == "VMEXIT":  # there is one to end
+        host.do("VMRUN", **GOOD["VMRUN"] | GOOD["VMEXIT"])
+    good = good_op(spec.name)
+    assert refused(host.machine, good._replace(reserved=1)) is Refusal.BAD_ARGUMENT
+    for bit in range(32):
+        if not spec.mode_mask & 1 << bit:
+            bad = good._replace(mode=good.mode | 1 << bit)
+            assert refused(host.machine, bad) is Refusal.BAD_ARGUMENT, bit
     for bit in range(8):
         if not spec.flag_mask & 1 << bit:
             bad = good._replace(flags=good.flags | 1 << bit)
@@ -286,6 +367,8 @@ HOST_LAYER = [
     "adjust_direct_map",
     "dump_rmpentry",
     "snp_leak_pages",
+    "rmp_mark_pages_firmware",
+    "snp_reclaim_pages",
 ]
 
 
@@ -315,7 +398,9 @@ IN_THE_BASE = [
 def test_other_ops_exist_in_6_1(backend: str, name: str) -> None:
     """direct-map §10: everything else is in the base."""
     host = Host(backend, SNP, kernel="6.1")
-    assert refused(host.machine, make_op(name, **GOOD[name])) is None
+    if name == "VMEXIT":
+        host.do("VMRUN", **GOOD["VMRUN"] | GOOD["VMEXIT"])
+    assert refused(host.machine, good_op(name)) is None
 
 
 @pytest.mark.parametrize(
@@ -382,7 +467,13 @@ def test_no_record_breaks_a_machine(fixed_backend: str, ops: list[Op]) -> None:
     """apply() never raises for what an op says; huge ranges of pages end early or are refused."""
     machine = Machine(SNP, kernel="7.3", backend=fixed_backend)
     for op in ops:
-        known = op.op in (OpCode.set_memory_4k, OpCode.set_direct_map_valid_noflush, OpCode.snp_leak_pages)
+        known = op.op in (
+            OpCode.set_memory_4k,
+            OpCode.set_direct_map_valid_noflush,
+            OpCode.snp_leak_pages,
+            OpCode.rmp_mark_pages_firmware,
+            OpCode.snp_reclaim_pages,
+        )
         if known and op.count > 4096:
             op = op._replace(count=op.count % 4096)
         assert Kind(machine.apply(op).kind) in Kind

@@ -243,9 +243,9 @@ def test_bad_switches(backend: str, switches: dict[str, int]) -> None:
         Host(backend, SNP, switches=switches)
 
 
-@pytest.mark.parametrize("hardware", ["turin", ""])
+@pytest.mark.parametrize("hardware", ["rome", "Turin", ""])
 def test_unknown_hardware(backend: str, hardware: str) -> None:
-    """Only milan and genoa have a known raw layout (rmp §1.4)."""
+    """Profiles are milan, genoa and turin."""
     with pytest.raises(MachineError):
         Host(backend, SNP, hardware=hardware)
 

@@ -94,8 +94,8 @@ def test_refused_binary_traces(tmp_path: Path) -> None:
     good = io.BytesIO()
     np.save(good, ops)
     data = good.getvalue()
-    assert refusal(write(tmp_path, data[:-1])) == ": 127 bytes of records, not 4 times 32"
-    assert refusal(write(tmp_path, data + b"x")) == ": 129 bytes of records, not 4 times 32"
+    assert refusal(write(tmp_path, data[:-1])) == ": 255 bytes of records, not 4 times 64"
+    assert refusal(write(tmp_path, data + b"x")) == ": 257 bytes of records, not 4 times 64"
     assert refusal(write(tmp_path, data[:20])).startswith(": not a .npy file: ")
     for other in (np.zeros(3), ops.reshape(2, 2), np.zeros(3, dtype=OP_DTYPE.newbyteorder(">")), ops["addr"]):
         file = io.BytesIO()

@@ -65,8 +65,11 @@ int main(void)
     struct rmpc_frames mapped[8];
     struct rmpc_hardware hardware;
     struct rmpc_dmap dmap;
+    struct rmpc_rmp_msrs msrs = {.base = RMP_BASE, .end = RMP_BASE + RMP_SIZE - 1};
+    struct rmpc_rmp_segment segment;
     struct rmpc_rmp rmp;
-    struct rmpc_host host = {.dmap = &dmap, .rmp = &rmp, .memory = memory, .memory_count = 3};
+    struct rmpc_cpu cpu = {0};
+    struct rmpc_host host = {.dmap = &dmap, .rmp = &rmp, .cpu = &cpu, .memory = memory, .memory_count = 3};
     const uint64_t pfn = (UINT64_C(0x100000000) + 5 * MIB) >> RMPC_PAGE_SHIFT;
     enum rmpc_status status;
 
@@ -82,7 +85,7 @@ int main(void)
     if ((status = rmpc_dmap_init(&dmap, &mem, &config, mapped, 8, NULL)) != RMPC_OK ||
         (status = rmpc_dmap_boot(&dmap, &boot)) != RMPC_OK)
         return fail("direct map", status);
-    if ((status = rmpc_rmp_init(&rmp, &mem, RMP_BASE, RMP_BASE + RMP_SIZE - 1, 0, &hardware, NULL, NULL)) != RMPC_OK)
+    if ((status = rmpc_rmp_init(&rmp, &msrs, &mem, &hardware, 0, &segment, NULL)) != RMPC_OK)
         return fail("RMP", status);
 
     show("before", &dmap, pfn);

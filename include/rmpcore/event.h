@@ -29,6 +29,12 @@ enum rmpc_event_kind {
     RMPC_EVENT_W_AND_X = 16,         /* level, a: virtual address of the entry's first byte; b, c: flags before, after */
     RMPC_EVENT_COLLAPSE = 17,        /* level, a: virtual address, b: raw value of the new leaf; c: the table replaced */
     RMPC_EVENT_TABLE_FREE = 18,      /* a: physical address of a page-table page that is given back */
+    RMPC_EVENT_PVALIDATE = 19,       /* code: EAX; level: CF; a: RAX; b, c: RCX and RDX */
+    RMPC_EVENT_RMPADJUST = 20,       /* code: EAX; a: RAX; b, c: RCX and RDX */
+    RMPC_EVENT_RMPQUERY = 21,        /* code: EAX; a: RAX; b, c: RCX and RDX afterwards (0 unless code is 0) */
+    RMPC_EVENT_FIRMWARE = 22,        /* code: status; a: number of the command; b, c: its addresses */
+    RMPC_EVENT_FAULT = 23,           /* a refused access; level: kind of the result (enum rmpc_result_kind); code: its
+                                        ret; a: physical address; b: its value; c: enum rmpc_reason */
     RMPC_EVENT_END
 };
 

@@ -16,7 +16,10 @@ struct rmpc_kernel {
     bool primary_always;   /* 6.2: changes of NX alone and set_direct_map_*() are primary runs too */
     bool clear_d_with_rw;  /* 6.6: D leaves together with RW */
     bool snp_host;         /* 6.9: the functions of snp_host.h exist */
+    bool rmp_end_blocks;   /* 6.10: the 2 MiB blocks at the ends of the RMP become reserved in e820 */
+    bool rmp_end_reserved; /* 6.12: ... and are not allocated from any more */
     bool set_valid;        /* 6.13: set_direct_map_valid_noflush() exists */
+    bool segmented_rmp;    /* 6.14: the segmented RMP and RMPREAD are known */
     bool mark_4k;          /* 6.15: set_memory_4k() marks its pages KERNEL_4K */
     bool collapse;         /* 6.15: set_memory_rox() puts large pages back together */
 };

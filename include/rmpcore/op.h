@@ -59,6 +59,37 @@ enum rmpc_op_code {
     RMPC_OP_CHANGE_PAGE_ATTR_CLEAR = 36, /* CPA; gpa: entry bits in small form */
     /* control of the model: list an address for the array flavours */
     RMPC_OP_CPA_ADDRESS = 37, /* addr: frame; flags: high */
+    /* instructions of guests.  va: RAX; rcx, rdx; addr, gpa, level: where va is translated to; id: ASID; flags: user;
+       mode: vmpl, plain */
+    RMPC_OP_INSN_PVALIDATE = 38,
+    RMPC_OP_INSN_RMPADJUST = 39,
+    RMPC_OP_INSN_RMPQUERY = 40, /* no rcx */
+    /* pages in use */
+    RMPC_OP_VMRUN = 41,  /* addr: VMCB; va: VMSA; gpa: of the VMSA; count: AVIC page; id: ASID; mode: plain */
+    RMPC_OP_VMEXIT = 42, /* addr: VMCB */
+    /* accesses */
+    RMPC_OP_ACCESS = 43, /* addr; level; gpa; id: ASID; va; flags: user; mode: who, access, vmpl, c */
+    RMPC_OP_HOST_READ = 44,  /* addr: frame */
+    RMPC_OP_HOST_WRITE = 45, /* addr: frame */
+    /* commands of the firmware.  addr: the page; va: the guest's context page */
+    RMPC_OP_SNP_INIT = 46,            /* addr: first frame of the IOMMU's buffers; count: frames */
+    RMPC_OP_SNP_SHUTDOWN = 47,        /* mode: iommu */
+    RMPC_OP_SNP_GCTX_CREATE = 48,     /* addr: the context page */
+    RMPC_OP_SNP_ACTIVATE = 49,        /* addr: the context page; id: ASID */
+    RMPC_OP_SNP_DECOMMISSION = 50,    /* addr: the context page */
+    RMPC_OP_SNP_LAUNCH_UPDATE = 51,   /* flags: size; level: type; count: permission bytes, VMPL1's in bits 15:8 ... */
+    RMPC_OP_SNP_PAGE_RECLAIM = 52,    /* addr: bit 0 is the size */
+    RMPC_OP_SNP_PAGE_SET_STATE = 53,  /* count: frames */
+    RMPC_OP_SNP_PAGE_MOVE = 54,       /* gpa: destination; flags: size */
+    RMPC_OP_SNP_PAGE_UNSMASH = 55,
+    RMPC_OP_SNP_MD_INIT = 56,
+    RMPC_OP_SNP_PAGE_SWAP_OUT = 57, /* gpa: destination; count: metadata record; flags: size */
+    RMPC_OP_SNP_PAGE_SWAP_IN = 58,  /* the same */
+    /* kernel functions again */
+    RMPC_OP_RMP_MARK_PAGES_FIRMWARE = 59, /* addr: frame; count: pages */
+    RMPC_OP_SNP_RECLAIM_PAGES = 60,       /* addr: frame; count: pages */
+    /* control of the model */
+    RMPC_OP_PAGE_STATE = 61, /* addr: frame */
     RMPC_OP_END
 };
 
@@ -80,6 +111,16 @@ enum rmpc_flavour {
     RMPC_FLAVOUR_END
 };
 
+/* Bits of mode. */
+#define RMPC_MODE_WHO UINT32_C(0xff) /* enum rmpc_who */
+#define RMPC_MODE_ACCESS UINT32_C(0xff00) /* enum rmpc_access_kind */
+#define RMPC_MODE_ACCESS_SHIFT 8
+#define RMPC_MODE_VMPL UINT32_C(0xff0000)
+#define RMPC_MODE_VMPL_SHIFT 16
+#define RMPC_MODE_C (UINT32_C(1) << 24)     /* the guest's mapping is private */
+#define RMPC_MODE_PLAIN (UINT32_C(1) << 25) /* the guest is none with SNP */
+#define RMPC_MODE_IOMMU (UINT32_C(1) << 26)
+
 struct rmpc_op {
     uint16_t op; /* enum rmpc_op_code */
     uint8_t level;
@@ -88,39 +129,50 @@ struct rmpc_op {
     uint64_t addr;
     uint64_t gpa;
     uint64_t count;
+    uint64_t va;
+    uint64_t rcx;
+    uint64_t rdx;
+    uint32_t mode;     /* RMPC_MODE_* */
+    uint32_t reserved; /* 0 */
 };
-static_assert(sizeof(struct rmpc_op) == 32, "op records cross to other languages");
+static_assert(sizeof(struct rmpc_op) == 64, "op records cross to other languages");
 
 /* What ret is. */
 enum rmpc_result_kind {
     RMPC_RESULT_KERNEL = 0,  /* a kernel function's return */
     RMPC_RESULT_CODE = 1,    /* an instruction's EAX */
-    RMPC_RESULT_FAULT = 2,   /* the vector of the exception that the instruction raised */
+    RMPC_RESULT_FAULT = 2,   /* an exception's vector; value: error code; value2: CR2 */
     RMPC_RESULT_HANG = 3,    /* the code that makes the kernel repeat its instruction for ever */
     RMPC_RESULT_REFUSED = 4, /* enum rmpc_status: the model cannot do this op; the state is untouched */
+    RMPC_RESULT_NPF = 5,      /* RMPC_VMEXIT_NPF; value: EXITINFO1; value2: EXITINFO2 */
+    RMPC_RESULT_INVALID = 6,  /* -1: #VMEXIT(INVALID) */
+    RMPC_RESULT_IOMMU = 7,    /* an event's code; value2: address */
+    RMPC_RESULT_FIRMWARE = 8, /* enum rmpc_firmware_status */
+    RMPC_RESULT_ALLOWED = 9,  /* 0: an access passes */
     RMPC_RESULT_END
 };
 
 enum rmpc_result_flag {
     RMPC_RESULT_ASSIGNED = 1 << 0, /* snp_lookup_rmpentry */
     RMPC_RESULT_RW = 1 << 1,       /* lookup: RW at all levels above the entry */
-    RMPC_RESULT_NX = 1 << 2        /* lookup: NX at some level above the entry */
+    RMPC_RESULT_NX = 1 << 2,       /* lookup: NX at some level above the entry */
+    RMPC_RESULT_CF = 1 << 3        /* PVALIDATE: the page was as asked already */
 };
 
 struct rmpc_result {
     int32_t ret;
     uint8_t kind;  /* enum rmpc_result_kind */
-    uint8_t level; /* snp_lookup_rmpentry, lookup (0: nothing there) */
+    uint8_t level; /* snp_lookup_rmpentry, lookup, host_read, host_write (0: nothing there) */
     uint8_t flags; /* enum rmpc_result_flag */
-    uint8_t reserved;
-    uint64_t value;  /* lookup: raw entry; RMPREAD: low quadword */
-    uint64_t value2; /* RMPREAD: high quadword */
+    uint8_t reason;  /* enum rmpc_reason */
+    uint64_t value;  /* lookup: raw entry; RMPREAD: low quadword; RMPQUERY: RCX */
+    uint64_t value2; /* RMPREAD: high quadword; RMPQUERY: RDX */
 };
 static_assert(sizeof(struct rmpc_result) == 24, "result records cross to other languages");
 
 #define RMPC_ADDRESSES 1024
 
-/* A machine: everything that ops act on.  host.rmp may be NULL.
+/* A machine: everything that ops act on.  host.rmp may be NULL; host.cpu and host.firmware may not.
  *   addresses  virtual addresses listed for the array flavours, the first address_count of them */
 struct rmpc_machine {
     struct rmpc_mem *mem;
@@ -135,6 +187,12 @@ const char *rmpc_op_name(unsigned op);
 /* Flags that an op uses (enum rmpc_op_flag).  A record with others, or with anything but 0 in a field that the
  * op does not use, is refused. */
 unsigned rmpc_op_flags(unsigned op);
+
+/* What came of an instruction or an access, as a result: kind, ret, flags, reason, value and value2. */
+void rmpc_result_of(const struct rmpc_outcome *outcome, struct rmpc_result *result);
+
+/* Bits of mode that an op uses. */
+uint32_t rmpc_op_mode(unsigned op);
 
 void rmpc_machine_apply(struct rmpc_machine *machine, const struct rmpc_op *op, struct rmpc_result *result);
 

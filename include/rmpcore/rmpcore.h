@@ -2,6 +2,7 @@
 #ifndef RMPCORE_RMPCORE_H
 #define RMPCORE_RMPCORE_H
 
+#include "emulate.h"
 #include "op.h"
 
 #endif

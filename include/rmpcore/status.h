@@ -19,6 +19,9 @@ enum rmpc_status {
     RMPC_ERR_RMP_NONE = 8,   /* RMP probing: the BIOS has reserved no memory for the table */
     RMPC_ERR_RMP_ORDER = 9,  /* RMP probing: base above end */
     RMPC_ERR_RMP_SMALL = 10, /* RMP probing: does not cover all memory and itself */
+    RMPC_ERR_RMP_CONFIG = 11, /* segmented RMP: RMP_CFG, RMP_BASE or the segment table is none that hardware takes */
+    RMPC_ERR_RMP_SEGMENT = 12, /* segmented RMP, probing: size of a segment outside CPUID's bounds */
+    RMPC_ERR_RMP_COVER = 13,   /* segmented RMP, probing: does not cover all memory */
     RMPC_STATUS_END
 };
 

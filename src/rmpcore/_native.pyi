@@ -3,12 +3,13 @@
 import numpy as np
 import numpy.typing as npt
 
+from rmpcore.cpu import Cpu, Executed, Page, Registers
 from rmpcore.maps import MachineMap
 from rmpcore.ops import Op, Result
 from rmpcore.state import State
 
-def op_table() -> dict[int, tuple[str, int]]:
-    """The C core's own list of ops: {code: (name, flag bits)}."""
+def op_table() -> dict[int, tuple[str, int, int]]:
+    """The C core's own list of ops: {code: (name, flag bits, mode bits)}."""
 
 class NativeMachine:
     """A machine on the C core; see rmpcore.machine.MachineLike for what each method does.
@@ -33,6 +34,14 @@ class NativeMachine:
     def kernel(self) -> str: ...
     def apply(self, op: Op) -> Result: ...
     def run(self, ops: npt.NDArray[np.void]) -> npt.NDArray[np.void]: ...
+    def execute(
+        self,
+        code: bytes,
+        registers: Registers,
+        cpu: Cpu = ...,
+        operand: bytes | None = None,
+        page: Page | None = None,
+    ) -> Executed: ...
     def state(self) -> State: ...
     def validate(self) -> str | None: ...
     def record_events(self, on: bool) -> None: ...

@@ -9,15 +9,21 @@ cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
 
 from rmpcore._rmpc cimport *
 
+from rmpcore.cpu import Cpu, Executed, Registers
 from rmpcore.machine import MachineError, RmpError
+from rmpcore.maps import E820Type
 from rmpcore.ops import EVENT_DTYPE, OP_DTYPE, RESULT_DTYPE, Op, OpCode, OpFlag, Result
 from rmpcore.state import ENTRY_DTYPE, RMP_DTYPE, State
 
-_CHANGES = "6.1, 6.2, 6.6, 6.9, 6.13, 6.14, 6.15"
-_PARTS = {"milan": RMPC_PART_MILAN, "genoa": RMPC_PART_GENOA}
+_CHANGES = "6.1, 6.2, 6.6, 6.9, 6.10, 6.12, 6.13, 6.14, 6.15"
+_PARTS = {"milan": RMPC_PART_MILAN, "genoa": RMPC_PART_GENOA, "turin": RMPC_PART_TURIN}
+_INSTRUCTIONS = (None, "RMPUPDATE", "PSMASH", "RMPREAD", "PVALIDATE", "RMPADJUST", "RMPQUERY")
+_MODES = {64: RMPC_MODE_LONG, 32: RMPC_MODE_PROTECTED, 16: RMPC_MODE_REAL}
+_DRAM = (E820Type.USABLE, E820Type.KERNEL_RESERVED, E820Type.SOFT_RESERVED)
 
 
 cdef struct buffer:
@@ -91,13 +97,71 @@ cdef c_bool on_entry(void *user, const rmpc_dmap_entry *entry) noexcept nogil:
 
 
 def op_table():
-    """The C core's own list of ops: {code: (name, flag bits)}."""
+    """The C core's own list of ops: {code: (name, flag bits, mode bits)}."""
     cdef unsigned code
     table = {}
     for code in range(256):
         if rmpc_op_name(code) != NULL:
-            table[code] = (rmpc_op_name(code).decode(), rmpc_op_flags(code))
+            table[code] = (rmpc_op_name(code).decode(), rmpc_op_flags(code), rmpc_op_mode(code))
     return table
+
+
+cdef struct surroundings:
+    # What execute() was given beside registers: the operand in memory, and where the guest's address lies.
+    const unsigned char *operand
+    const rmpc_page *page
+    rmpc_rmp_state written
+    bint has_written
+
+
+cdef c_bool read_operand(void *user, uint64_t va, rmpc_rmp_state *out, uint64_t *error) noexcept nogil:
+    cdef surroundings *around = <surroundings *>user
+    error[0] = 0
+    if around.operand == NULL:
+        return False
+    memcpy(out, around.operand, sizeof(rmpc_rmp_state))
+    return True
+
+
+cdef c_bool write_operand(void *user, uint64_t va, const rmpc_rmp_state *data, uint64_t *error) noexcept nogil:
+    cdef surroundings *around = <surroundings *>user
+    around.written = data[0]
+    around.has_written = True
+    return True
+
+
+cdef c_bool find_page(void *user, uint64_t va, rmpc_page *page, uint64_t *error) noexcept nogil:
+    cdef surroundings *around = <surroundings *>user
+    error[0] = 0
+    if around.page == NULL:
+        return False
+    page[0] = around.page[0]
+    return True
+
+
+cdef _merged(extents):
+    """(base, size) ranges sorted and merged."""
+    rows = []
+    last = None
+    for base, size in sorted(extents):
+        if last is not None and base <= last[1]:
+            last[1] = max(last[1], base + size)
+        else:
+            last = [base, base + size]
+            rows.append(last)
+    return [(start, end - start) for start, end in rows]
+
+
+cdef _without(extents, holes):
+    """The same less some holes, sorted."""
+    for hole, length in holes:
+        parts = []
+        for base, size in extents:
+            parts.append((base, min(base + size, hole) - base))
+            start = max(base, hole + length)
+            parts.append((start, base + size - start))
+        extents = [(base, size) for base, size in parts if size > 0]
+    return sorted(extents)
 
 
 cdef str text_of(rmpc_status status):
@@ -124,14 +188,18 @@ cdef class NativeMachine:
     cdef rmpc_extent *reserved
     cdef rmpc_e820 *e820
     cdef rmpc_frames *mapped
+    cdef rmpc_extent *dram
     cdef uint64_t *busy
-    cdef uint64_t *touched
+    cdef uint32_t *words
+    cdef rmpc_rmp_segment *segments
     cdef rmpc_mem mem
     cdef rmpc_pool pool
     cdef rmpc_events events
     cdef buffer recorded
     cdef rmpc_dmap dmap
     cdef rmpc_rmp rmp
+    cdef rmpc_cpu cpu
+    cdef rmpc_firmware firmware
     cdef rmpc_machine machine
 
     def __cinit__(self, map, *, kernel="6.12", hardware="milan", switches=None, state=None):  # noqa: A002
@@ -151,10 +219,18 @@ cdef class NativeMachine:
         self.machine.host.memory = self.memory
         self.machine.host.memory_count = len(map.memory)
         self.machine.host.events = &self.events
-        self._place_rmp(&profile)
+        self.machine.host.cpu = &self.cpu
+        self.machine.host.firmware = &self.firmware
+        self.cpu.events = &self.events
+        self.firmware.events = &self.events
+        self._place_rmp(&profile, &config.kernel)
         if state is None:
             self._boot()
-        else:
+        blocks = self._end_blocks(&config.kernel)
+        self._set_dram(blocks)
+        if config.kernel.rmp_end_reserved:
+            self._set_reserved(_merged([*map.reserved, *blocks]))
+        if state is not None:
             self._load(state)
 
     def __dealloc__(self):
@@ -162,7 +238,8 @@ cdef class NativeMachine:
         for i in range(self.range_count):
             rmpc_sparse_unmap(&self.ranges[i])
         for p in (<size_t>self.ranges, <size_t>self.memory, <size_t>self.reserved, <size_t>self.e820,
-                  <size_t>self.mapped, <size_t>self.busy, <size_t>self.touched):
+                  <size_t>self.mapped, <size_t>self.busy, <size_t>self.words, <size_t>self.segments,
+                  <size_t>self.dram):
             PyMem_Free(<void *><size_t>p)
         free(self.recorded.data)
 
@@ -203,19 +280,25 @@ cdef class NativeMachine:
         return 0
 
     cdef int _profile(self, rmpc_hardware *profile, hardware, switches) except -1:
+        cdef rmpc_hardware alone
         if hardware not in _PARTS:
             raise MachineError(f"no hardware profile {hardware!r}: it is one of {', '.join(_PARTS)}")
         rmpc_hardware_init(profile, <rmpc_part><int>_PARTS[hardware])
-        known = dict(profile[0])
+        defaults = dict(profile[0])
+        known = dict(defaults)
         for name, value in switches.items():
             if name not in known:
                 raise MachineError(f"no switch {name!r}: it is one of {', '.join(sorted(known))}")
             if not isinstance(value, int) or not 0 <= value <= 0xFFFFFFFF:
                 raise MachineError(f"switch {name}: {value!r} is not a value that it takes")
             known[name] = int(value)
-            profile[0] = known
-            if rmpc_hardware_check(profile) != RMPC_OK:
+            alone = defaults | {name: int(value)}
+            # what a segment may be is said by several together
+            if not name.startswith("segment_") and rmpc_hardware_check(&alone) != RMPC_OK:
                 raise MachineError(f"switch {name}: {value} is not a value that it takes")
+        profile[0] = known
+        if rmpc_hardware_check(profile) != RMPC_OK:
+            raise MachineError("the switches segment_* do not go together")
         return 0
 
     cdef int _reserve(self) except -1:
@@ -223,11 +306,14 @@ cdef class NativeMachine:
         cdef size_t i
         map = self._map  # noqa: A001
         wanted = [(base, size, True) for base, size in map.memory]
+        areas = map.segmented.areas() if map.segmented is not None else ()
         if map.rmp is not None:
             base, end = map.rmp
-            if base <= end:
-                first = base // 4096 * 4096
-                wanted.append((first, (end // 4096 + 1) * 4096 - first, False))
+            areas = ((base, end + 1 - base),)
+        for base, size in areas:
+            first = base // 4096 * 4096
+            if size > 0:
+                wanted.append((first, (base + size + 4095) // 4096 * 4096 - first, False))
         wanted.sort()
         self.ranges = <rmpc_range *>self._calloc(len(wanted), sizeof(rmpc_range))
         for i, (base, size, dense) in enumerate(wanted):
@@ -239,17 +325,13 @@ cdef class NativeMachine:
         self.memory = <rmpc_extent *>self._calloc(len(map.memory), sizeof(rmpc_extent))
         for i, (base, size) in enumerate(map.memory):
             self.memory[i] = rmpc_extent(base, size)
-        self.reserved = <rmpc_extent *>self._calloc(len(map.reserved), sizeof(rmpc_extent))
-        for i, (base, size) in enumerate(map.reserved):
-            self.reserved[i] = rmpc_extent(base, size)
+        self._set_reserved(map.reserved)
         self.e820 = <rmpc_e820 *>self._calloc(len(map.e820), sizeof(rmpc_e820))
         for i, (base, size, kind) in enumerate(map.e820):
             self.e820[i] = rmpc_e820(base, size, kind & 0xFFFFFFFF)
         self.pool.mem = &self.mem
         self.pool.memory = self.memory
         self.pool.memory_count = len(map.memory)
-        self.pool.reserved = self.reserved
-        self.pool.reserved_count = len(map.reserved)
         rmpc_pool_init(&self.pool)
         self.mem.ranges = self.ranges
         self.mem.count = self.range_count
@@ -258,20 +340,87 @@ cdef class NativeMachine:
         self.mem.user = &self.pool
         return 0
 
-    cdef int _place_rmp(self, const rmpc_hardware *profile) except -1:
-        cdef rmpc_status status = RMPC_OK
+    cdef rmpc_extent *_extents(self, ranges) except NULL:
+        cdef size_t i
+        cdef rmpc_extent *extents = <rmpc_extent *>self._calloc(len(ranges), sizeof(rmpc_extent))
+        for i, (base, size) in enumerate(ranges):
+            extents[i] = rmpc_extent(base, size)
+        return extents
+
+    cdef int _set_reserved(self, ranges) except -1:
+        # What the allocator leaves alone.
+        cdef rmpc_extent *extents = self._extents(ranges)
+        PyMem_Free(self.reserved)
+        self.reserved = extents
+        self.pool.reserved = extents
+        self.pool.reserved_count = len(ranges)
+        return 0
+
+    cdef _end_blocks(self, const rmpc_kernel *kernel):
+        # The 2 MiB blocks that this kernel reserves at the ends of the RMP.
+        cdef rmpc_extent blocks[2 * 513]
+        cdef rmpc_extent *usable
+        cdef size_t count
+        cdef size_t i
+        if self.machine.host.rmp == NULL or not self._map.rmp_probed or not kernel.rmp_end_blocks:
+            return []
+        rows = _merged([(base, size) for base, size, kind in self._map.e820 if kind == E820Type.USABLE])
+        usable = self._extents(rows)
+        count = rmpc_rmp_end_blocks(&self.rmp, usable, len(rows), blocks, 2 * 513)
+        PyMem_Free(usable)
+        return [(blocks[i].base, blocks[i].size) for i in range(count)]
+
+    cdef int _set_dram(self, blocks) except -1:
+        # What SNP_INIT leaves to the hypervisor: DRAM that is not on the kernel's list of reserved ranges.
+        rows = _merged([(base, size) for base, size, kind in self._map.e820 if kind in _DRAM])
+        rows = _without(rows, blocks)
+        self.dram = self._extents(rows)
+        self.firmware.dram = self.dram
+        self.firmware.dram_count = len(rows)
+        return 0
+
+    cdef int _place_rmp(self, const rmpc_hardware *profile, const rmpc_kernel *kernel) except -1:
+        cdef rmpc_rmp_msrs msrs = rmpc_rmp_msrs(0, 0, 0)
+        cdef rmpc_rmp_room room
+        cdef rmpc_status status
         map = self._map  # noqa: A001
-        if map.rmp is None:
+        if map.rmp is None and map.segmented is None:
             return 0
-        base, end = map.rmp
-        if map.rmp_probed:
-            status = rmpc_rmp_probe(base, end, map.max_pfn)
+        if map.segmented is not None:
+            msrs.base, msrs.cfg = map.segmented.base, map.segmented.cfg
+            name = f"segmented RMP {msrs.base:#x}"
+            if not msrs.cfg & 1:
+                raise RmpError(f"{name}: RMP_CFG {msrs.cfg:#x} is not that of a segmented RMP")
+            self._write_segment_table(map.segmented)
+        else:
+            msrs.base, msrs.end = map.rmp
+            name = f"RMP {msrs.base:#x}-{msrs.end:#x}"
+        # hardware refuses a segmented table before any kernel sees it, a kernel a contiguous one that hardware takes
+        status = RMPC_OK
+        if map.rmp is not None and map.rmp_probed:
+            status = rmpc_rmp_probe(&msrs, &self.mem, profile, kernel, map.max_pfn)
         if status == RMPC_OK:
-            self.touched = <uint64_t *>self._calloc(rmpc_rmp_touched_words(base, end), sizeof(uint64_t))
-            status = rmpc_rmp_init(&self.rmp, &self.mem, base, end, map.c_bit, profile, self.touched, &self.events)
+            status = rmpc_rmp_measure(&msrs, &self.mem, profile, &room)
+        if status == RMPC_OK and map.segmented is not None and map.rmp_probed:
+            status = rmpc_rmp_probe(&msrs, &self.mem, profile, kernel, map.max_pfn)
+        if status == RMPC_OK:
+            self.segments = <rmpc_rmp_segment *>self._calloc(room.segments, sizeof(rmpc_rmp_segment))
+            self.words = <uint32_t *>self._calloc(room.words, sizeof(uint32_t))
+            status = rmpc_rmp_init(&self.rmp, &msrs, &self.mem, profile, map.c_bit, self.segments, self.words)
         if status != RMPC_OK:
-            raise RmpError(f"RMP {base:#x}-{end:#x}: {text_of(status)}")
+            raise RmpError(f"{name}: {text_of(status)}")
         self.machine.host.rmp = &self.rmp
+        self.firmware.rmp = &self.rmp
+        return 0
+
+    cdef int _write_segment_table(self, segmented) except -1:
+        # As firmware leaves it in memory, where the C core reads it.
+        cdef uint64_t *table = <uint64_t *>rmpc_mem_at(&self.mem, segmented.base + 0x4000, 4096)
+        cdef size_t i
+        if table == NULL:
+            raise RmpError(f"segmented RMP {segmented.base:#x}: base is not a multiple of 1 MiB")
+        for i, raw in enumerate(segmented.rst):
+            table[i] = raw
         return 0
 
     cdef int _boot(self) except -1:
@@ -383,18 +532,34 @@ cdef class NativeMachine:
         return 0
 
     cdef int _load_rmp(self, state) except -1:
+        cdef rmpc_insn_counters *c = &self.cpu.counters
+        c.rmpupdate, c.psmash, c.rmpread, c.pvalidate, c.rmpadjust, c.rmpquery = [
+            state.counters.get(name, 0)
+            for name in ("rmpupdate", "psmash", "rmpread", "pvalidate", "rmpadjust", "rmpquery")
+        ]
         if self.machine.host.rmp == NULL:
-            if len(state.rmp) or state.inject:
-                raise MachineError("state: it has RMP entries, the map has no RMP")
+            if len(state.rmp) or state.inject or state.in_use or state.firmware_ready or state.bookkeeping:
+                raise MachineError("state: it is of a machine with an RMP, the map has none")
+            if state.contexts or state.records:
+                raise MachineError("state: the firmware knows guests, the map has no RMP")
             return 0
-        self.rmp.counters.rmpupdate = state.counters.get("rmpupdate", 0)
-        self.rmp.counters.psmash = state.counters.get("psmash", 0)
-        self.rmp.counters.rmpread = state.counters.get("rmpread", 0)
         for pfn, lo, hi in state.rmp.tolist():
             if rmpc_rmp_set(&self.rmp, pfn, rmpc_rmp_entry(lo, hi)) != RMPC_OK:
                 raise MachineError(f"state: the RMP does not cover frame {pfn:#x}")
         for code, count in state.inject:
-            self._must(rmpc_rmp_inject(&self.rmp, code, count), "state: injected codes")
+            self._must(rmpc_cpu_inject(&self.cpu, code, count), "state: injected codes")
+        for vmcb, vmsa, avic in state.in_use:
+            self._must(rmpc_in_use_add(&self.rmp, rmpc_in_use(vmcb, vmsa, avic)), f"state: VMCB {vmcb:#x} in use")
+        self.firmware.ready = bool(state.firmware_ready)
+        for pfn, asid in state.contexts:
+            self._must(rmpc_firmware_add_context(&self.firmware, rmpc_context(pfn, asid)), f"state: context {pfn:#x}")
+        for row in state.records:
+            self._must(rmpc_firmware_add_record(&self.firmware, rmpc_record(row[0], row[1], row[2], row[3], row[4])),
+                       f"state: metadata record {row[0]:#x}")
+        for asid, count in state.bookkeeping:
+            if not 0 < asid < 1024 or not 0 < count < 1 << 64:
+                raise MachineError(f"state: {count} pages of ASID {asid} cannot be")
+            self.rmp.bookkeeping[<size_t>asid] = count
         return 0
 
     # ---- MachineLike ----
@@ -414,11 +579,62 @@ cdef class NativeMachine:
     def apply(self, op):
         cdef rmpc_op record
         cdef rmpc_result result
-        record.op, record.level, record.flags, record.id, record.addr, record.gpa, record.count = op
+        (record.op, record.level, record.flags, record.id, record.addr, record.gpa, record.count, record.va, record.rcx,
+         record.rdx, record.mode, record.reserved) = op
         with self.lock:
             rmpc_machine_apply(&self.machine, &record, &result)
-        return Result(result.ret, result.kind, result.level, result.flags, result.reserved, result.value,
+        return Result(result.ret, result.kind, result.level, result.flags, result.reason, result.value,
                       result.value2)
+
+    def execute(self, code, registers, cpu=Cpu(), operand=None, page=None):
+        cdef rmpc_registers r
+        cdef rmpc_page where
+        cdef surroundings around
+        cdef rmpc_memory memory = rmpc_memory(read_operand, write_operand, find_page, &around)
+        cdef rmpc_decoded decoded
+        cdef rmpc_outcome outcome
+        cdef rmpc_result result = rmpc_result(0, 0, 0, 0, 0, 0, 0)
+        cdef const unsigned char[::1] bytes_of_code = code if len(code) else b"\0"
+        cdef const unsigned char[::1] bytes_of_operand
+        cdef size_t size = len(code)
+        if operand is not None and len(operand) != 16:
+            raise ValueError(f"the operand has {len(operand)} bytes, not 16")
+        if cpu.mode not in _MODES:
+            raise ValueError(f"mode {cpu.mode} is not 64, 32 or 16")
+        if not 0 <= cpu.vmpl < (self.rmp.hardware.vmpls if self.machine.host.rmp != NULL else 4):
+            raise ValueError(f"there is no VMPL {cpu.vmpl}")
+        if page is not None and page.level not in (1, 2, 3):
+            raise ValueError(f"{page.level} is no level of a nested mapping")
+        r = rmpc_registers(registers.rax, registers.rcx, registers.rdx, registers.rip, registers.rflags)
+        around.operand = NULL
+        around.page = NULL
+        around.has_written = False
+        if operand is not None:
+            bytes_of_operand = operand
+            around.operand = &bytes_of_operand[0]
+        if page is not None:
+            where = rmpc_page(page.pa, page.gpa, page.level)
+            around.page = &where
+        with self.lock:
+            self.cpu.mode = rmpc_mode(cpu.asid, cpu.vmpl, cpu.cpl != 0, cpu.snp)
+            outcome = rmpc_insn_execute(self.machine.host.rmp, &self.cpu, _MODES[cpu.mode], &bytes_of_code[0], size, &r,
+                                        &memory, &decoded)
+        if decoded.insn == RMPC_INSN_NONE:
+            return Executed(None, 0, Result(0), registers)
+        rmpc_result_of(&outcome, &result)
+        done = result.kind == 1 and result.ret == 0
+        name = _INSTRUCTIONS[<int>decoded.insn]
+        if done and name == "RMPQUERY":
+            result.value, result.value2 = r.rcx, r.rdx
+        if done and name == "RMPREAD":
+            result.value, result.value2 = around.written.gpa, around.written.high
+        return Executed(
+            name,
+            decoded.length,
+            Result(result.ret, result.kind, result.level, result.flags, result.reason, result.value, result.value2),
+            Registers(r.rax, r.rcx, r.rdx, r.rip, r.rflags),
+            (<char *>&around.written)[:16] if around.has_written else None,
+        )
 
     def run(self, ops):
         cdef const unsigned char[::1] source
@@ -446,6 +662,7 @@ cdef class NativeMachine:
         cdef buffer leaves = buffer(NULL, sizeof(table_entry), 0, 0, False)
         cdef buffer entries = buffer(NULL, 3 * sizeof(uint64_t), 0, 0, False)
         cdef lister l
+        cdef rmpc_rmp_entry entry
         cdef uint64_t pfn
         cdef uint64_t *row
         cdef rmpc_dmap_counters *c = &self.dmap.counters
@@ -462,9 +679,10 @@ cdef class NativeMachine:
                         row = <uint64_t *>append(&entries)
                         if row == NULL:
                             break
+                        rmpc_rmp_get(&self.rmp, pfn, &entry)
                         row[0] = pfn
-                        row[1] = self.rmp.entries[pfn].lo
-                        row[2] = self.rmp.entries[pfn].hi
+                        row[1] = entry.lo
+                        row[2] = entry.hi
                         pfn = rmpc_rmp_next_used(&self.rmp, pfn + 1)
             table_rows = take(&tables, ENTRY_DTYPE)
             leaf_rows = take(&leaves, ENTRY_DTYPE)
@@ -486,9 +704,12 @@ cdef class NativeMachine:
             "flush_cache": c.flush_cache,
             "flush_cache_all": c.flush_cache_all,
             "table_pages": c.table_pages,
-            "rmpupdate": self.rmp.counters.rmpupdate,
-            "psmash": self.rmp.counters.psmash,
-            "rmpread": self.rmp.counters.rmpread,
+            "rmpupdate": self.cpu.counters.rmpupdate,
+            "psmash": self.cpu.counters.psmash,
+            "rmpread": self.cpu.counters.rmpread,
+            "pvalidate": self.cpu.counters.pvalidate,
+            "rmpadjust": self.cpu.counters.rmpadjust,
+            "rmpquery": self.cpu.counters.rmpquery,
             "rmpupdate_retries": self.machine.host.retries,
             "leaked_pages": self.machine.host.leaked_pages,
         }
@@ -502,11 +723,26 @@ cdef class NativeMachine:
                           for i in range(self.dmap.mapped_count)]),
             max_pfn_mapped=self.dmap.max_pfn_mapped,
             kernel_readonly=bool(self.dmap.kernel_readonly),
-            inject=tuple([(self.rmp.inject.runs[i].code, self.rmp.inject.runs[i].count)
-                          for i in range(self.rmp.inject.count)]),
+            inject=tuple([(self.cpu.inject.runs[i].code, self.cpu.inject.runs[i].count)
+                          for i in range(self.cpu.inject.count)]),
             addresses=tuple([self._listed(self.machine.addresses[i]) for i in range(self.machine.address_count)]),
             fail_alloc=(self.mem.fail_skip, self.mem.fail_count),
+            in_use=tuple([(self.rmp.in_use[i].vmcb, self.rmp.in_use[i].vmsa, self.rmp.in_use[i].avic)
+                          for i in range(self.rmp.in_use_count)]),
+            firmware_ready=bool(self.firmware.ready),
+            contexts=tuple([(self.firmware.contexts[i].pfn, self.firmware.contexts[i].asid)
+                            for i in range(self.firmware.context_count)]),
+            records=tuple([(self.firmware.records[i].address, self.firmware.records[i].context,
+                            self.firmware.records[i].info, self.firmware.records[i].gpa, self.firmware.records[i].hi)
+                           for i in range(self.firmware.record_count)]),
+            bookkeeping=self._bookkeeping(),
         )
+
+    cdef _bookkeeping(self):
+        cdef size_t asid
+        if self.machine.host.rmp == NULL:
+            return ()
+        return tuple([(asid, self.rmp.bookkeeping[asid]) for asid in range(1, 1024) if self.rmp.bookkeeping[asid]])
 
     cdef _listed(self, uint64_t va):
         # An address of cpa_address as (frame, 1 for high).
@@ -557,6 +793,7 @@ cdef class NativeMachine:
             rmpc_rmp_set(&self.rmp, pfn, entry)
 
     cdef int _covered(self, pfn) except -1:
-        if self.machine.host.rmp == NULL or not 0 <= pfn < self.rmp.frames:
+        cdef rmpc_rmp_entry entry
+        if self.machine.host.rmp == NULL or not 0 <= pfn < 1 << 40 or rmpc_rmp_get(&self.rmp, pfn, &entry) != RMPC_OK:
             raise IndexError(f"the RMP has no entry for frame {pfn:#x}")
         return 0

@@ -44,6 +44,7 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         void *user
         uint64_t fail_skip
         uint64_t fail_count
+    void *rmpc_mem_at(const rmpc_mem *mem, uint64_t pa, uint64_t size)
     rmpc_status rmpc_extents_check(const rmpc_extent *extents, size_t count)
     struct rmpc_pool:
         const rmpc_mem *mem
@@ -73,39 +74,149 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         uint32_t asid_limit
         uint32_t lock_follows_immutable
         uint32_t subpage_count
+        uint32_t rmpquery
+        uint32_t inuse_first
+        uint32_t pvalidate_vmpl
+        uint32_t rescind_resets
+        uint32_t rmpquery_vmpl
+        uint32_t bookkeeping
+        uint32_t segmented
+        uint32_t segment_min
+        uint32_t segment_max
+        uint32_t segment_cached
+        uint32_t segment_limit
+        uint32_t segment_unit
+        uint32_t vmpls
+        uint32_t vmpl_sss
+        uint32_t hv_in_use_wr
     enum rmpc_part:
         RMPC_PART_MILAN
         RMPC_PART_GENOA
+        RMPC_PART_TURIN
     rmpc_status rmpc_hardware_init(rmpc_hardware *hardware, rmpc_part part)
     rmpc_status rmpc_hardware_check(const rmpc_hardware *hardware)
+    struct rmpc_kernel:
+        int major
+        int minor
+        c_bool rmp_end_blocks
+        c_bool rmp_end_reserved
+        c_bool segmented_rmp
+    rmpc_status rmpc_kernel_init(rmpc_kernel *kernel, int major, int minor)
+
+    struct rmpc_rmp_msrs:
+        uint64_t base
+        uint64_t end
+        uint64_t cfg
+    struct rmpc_rmp_segment:
+        uint64_t frames
+    struct rmpc_in_use:
+        uint64_t vmcb
+        uint64_t vmsa
+        uint64_t avic
+    struct rmpc_rmp:
+        uint64_t frames
+        uint64_t *bookkeeping
+        rmpc_hardware hardware
+        rmpc_in_use in_use[64]
+        size_t in_use_count
+    struct rmpc_rmp_room:
+        size_t segments
+        size_t words
+    rmpc_status rmpc_rmp_probe(const rmpc_rmp_msrs *msrs, const rmpc_mem *mem, const rmpc_hardware *hardware,
+                               const rmpc_kernel *kernel, uint64_t max_pfn)
+    rmpc_status rmpc_rmp_measure(const rmpc_rmp_msrs *msrs, const rmpc_mem *mem, const rmpc_hardware *hardware,
+                                 rmpc_rmp_room *room)
+    rmpc_status rmpc_rmp_init(rmpc_rmp *rmp, const rmpc_rmp_msrs *msrs, const rmpc_mem *mem,
+                              const rmpc_hardware *hardware, uint64_t c_bit, rmpc_rmp_segment *segments,
+                              uint32_t *words)
+    rmpc_status rmpc_rmp_get(const rmpc_rmp *rmp, uint64_t pfn, rmpc_rmp_entry *out)
+    rmpc_status rmpc_rmp_set(rmpc_rmp *rmp, uint64_t pfn, rmpc_rmp_entry entry)
+    uint64_t rmpc_rmp_next_used(const rmpc_rmp *rmp, uint64_t pfn)
+
+    struct rmpc_outcome:
+        uint32_t code
+        uint8_t kind
+        uint8_t reason
+        c_bool cf
+        uint64_t info
+        uint64_t address
     struct rmpc_inject_run:
         uint32_t code
         uint64_t count
     struct rmpc_inject:
         rmpc_inject_run runs[64]
         size_t count
-    struct rmpc_rmp_counters:
+    struct rmpc_insn_counters:
         uint64_t rmpupdate
         uint64_t psmash
         uint64_t rmpread
-    struct rmpc_rmp:
-        uint64_t frames
-        rmpc_rmp_entry *entries
+        uint64_t pvalidate
+        uint64_t rmpadjust
+        uint64_t rmpquery
+    struct rmpc_mode:
+        uint32_t asid
+        uint8_t vmpl
+        c_bool user
+        c_bool snp
+    struct rmpc_cpu:
+        rmpc_mode mode
+        rmpc_insn_counters counters
         rmpc_inject inject
-        rmpc_rmp_counters counters
-    rmpc_status rmpc_rmp_probe(uint64_t base, uint64_t end, uint64_t max_pfn)
-    size_t rmpc_rmp_touched_words(uint64_t base, uint64_t end)
-    rmpc_status rmpc_rmp_init(rmpc_rmp *rmp, const rmpc_mem *mem, uint64_t base, uint64_t end, uint64_t c_bit,
-                              const rmpc_hardware *hardware, uint64_t *touched, const rmpc_events *events)
-    rmpc_status rmpc_rmp_get(const rmpc_rmp *rmp, uint64_t pfn, rmpc_rmp_entry *out)
-    rmpc_status rmpc_rmp_set(rmpc_rmp *rmp, uint64_t pfn, rmpc_rmp_entry entry)
-    uint64_t rmpc_rmp_next_used(const rmpc_rmp *rmp, uint64_t pfn)
-    rmpc_status rmpc_rmp_inject(rmpc_rmp *rmp, uint64_t code, uint64_t count)
+        const rmpc_events *events
+    rmpc_status rmpc_cpu_inject(rmpc_cpu *cpu, uint64_t code, uint64_t count)
+    rmpc_status rmpc_in_use_add(rmpc_rmp *rmp, rmpc_in_use pages)
 
-    struct rmpc_kernel:
-        int major
-        int minor
-    rmpc_status rmpc_kernel_init(rmpc_kernel *kernel, int major, int minor)
+    struct rmpc_context:
+        uint64_t pfn
+        uint64_t asid
+    struct rmpc_record:
+        uint64_t address
+        uint64_t context
+        uint64_t info
+        uint64_t gpa
+        uint64_t hi
+    struct rmpc_firmware:
+        rmpc_rmp *rmp
+        const rmpc_extent *dram
+        size_t dram_count
+        const rmpc_events *events
+        c_bool ready
+        rmpc_context contexts[1024]
+        size_t context_count
+        rmpc_record records[1024]
+        size_t record_count
+    rmpc_status rmpc_firmware_add_context(rmpc_firmware *firmware, rmpc_context context)
+    rmpc_status rmpc_firmware_add_record(rmpc_firmware *firmware, rmpc_record record)
+
+    struct rmpc_rmp_state:
+        uint64_t gpa
+        uint64_t high
+    struct rmpc_page:
+        uint64_t pa
+        uint64_t gpa
+        int level
+    enum rmpc_insn:
+        RMPC_INSN_NONE
+    struct rmpc_decoded:
+        rmpc_insn insn
+        unsigned length
+    struct rmpc_registers:
+        uint64_t rax
+        uint64_t rcx
+        uint64_t rdx
+        uint64_t rip
+        uint64_t rflags
+    struct rmpc_memory:
+        c_bool (*read)(void *user, uint64_t va, rmpc_rmp_state *out, uint64_t *error) noexcept
+        c_bool (*write)(void *user, uint64_t va, const rmpc_rmp_state *data, uint64_t *error) noexcept
+        c_bool (*translate)(void *user, uint64_t va, rmpc_page *page, uint64_t *error) noexcept
+        void *user
+    enum rmpc_cpu_mode:
+        RMPC_MODE_LONG
+        RMPC_MODE_PROTECTED
+        RMPC_MODE_REAL
+    rmpc_outcome rmpc_insn_execute(rmpc_rmp *rmp, rmpc_cpu *cpu, rmpc_cpu_mode mode, const uint8_t *bytes, size_t size,
+                                   rmpc_registers *registers, const rmpc_memory *memory, rmpc_decoded *decoded)
 
     struct rmpc_e820:
         uint64_t base
@@ -184,11 +295,15 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
     struct rmpc_host:
         rmpc_dmap *dmap
         rmpc_rmp *rmp
+        rmpc_cpu *cpu
+        rmpc_firmware *firmware
         const rmpc_extent *memory
         size_t memory_count
         uint64_t leaked_pages
         uint64_t retries
         const rmpc_events *events
+    size_t rmpc_rmp_end_blocks(const rmpc_rmp *rmp, const rmpc_extent *usable, size_t count, rmpc_extent *blocks,
+                               size_t room)
 
     struct rmpc_op:
         uint16_t op
@@ -198,12 +313,17 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         uint64_t addr
         uint64_t gpa
         uint64_t count
+        uint64_t va
+        uint64_t rcx
+        uint64_t rdx
+        uint32_t mode
+        uint32_t reserved
     struct rmpc_result:
         int32_t ret
         uint8_t kind
         uint8_t level
         uint8_t flags
-        uint8_t reserved
+        uint8_t reason
         uint64_t value
         uint64_t value2
     struct rmpc_machine:
@@ -213,6 +333,8 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         size_t address_count
     const char *rmpc_op_name(unsigned op)
     unsigned rmpc_op_flags(unsigned op)
+    uint32_t rmpc_op_mode(unsigned op)
+    void rmpc_result_of(const rmpc_outcome *outcome, rmpc_result *result)
     void rmpc_machine_apply(rmpc_machine *machine, const rmpc_op *op, rmpc_result *result)
     void rmpc_machine_run(rmpc_machine *machine, const rmpc_op *ops, size_t count, rmpc_result *results)
 

@@ -16,17 +16,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NoReturn
 
+from rmpcore.loglines import parse
 from rmpcore.maps import (
     DIRECT_MAP_LIMIT,
     MIB,
     PAGE_OFFSETS,
     PAGE_SIZE,
     PHYSICAL_LIMIT,
+    RST_BASE,
+    RST_COVERED,
+    RST_ENTRIES,
     U64_MAX,
     E820Type,
     KernelImage,
     MachineMap,
     MapError,
+    SegmentedRmp,
 )
 
 MAX_FILE = 1 << 28
@@ -37,7 +42,6 @@ STATE_FORMAT = "rmpcore-state"
 RECORDING_RMP_BASE = 1 << 40
 """Where a recording's RMP is put: outside the guest's memory, wherever it really was."""
 
-_SOFT_RESERVED = 0xEFFF_FFFF
 _TYPES = {
     "usable": E820Type.USABLE,
     "system ram": E820Type.USABLE,
@@ -49,7 +53,7 @@ _TYPES = {
     "acpi nvs": E820Type.NVS,
     "unusable": E820Type.UNUSABLE,
     "pmem": E820Type.PMEM,
-    "soft reserved": _SOFT_RESERVED,
+    "soft reserved": E820Type.SOFT_RESERVED,
 }
 """Types by name, as in a machine map and as kernels print them (from 7.0 on "System RAM", "device reserved")."""
 _IOMEM_TYPES = {
@@ -59,14 +63,12 @@ _IOMEM_TYPES = {
     "acpi non-volatile storage": E820Type.NVS,
     "unusable memory": E820Type.UNUSABLE,
     "persistent memory": E820Type.PMEM,
-    "soft reserved": _SOFT_RESERVED,
+    "soft reserved": E820Type.SOFT_RESERVED,
 }
 _NUMBERED_TYPE = re.compile(r"(?:persistent )?\(?type (\d{1,10})\)?")
 _LOG_MARK = "BIOS-e820:"
 _LOG_ROW = re.compile(r"BIOS-e820:\s*\[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]\s+(\S.*?)\s*$")
 _LOG_GAP = re.compile(r"BIOS-e820:\s*\[gap ")
-_LOG_RMP = re.compile(r"RMP table physical (?:range|address) \[?0x([0-9a-f]{1,16}) - 0x([0-9a-f]{1,16})\b")
-_LOG_SEGMENTED = "Segmented RMP base table"
 _IOMEM_ROW = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*\S)\s*$")
 _SNP_CALLS = ("rmp_make_private", "rmp_make_shared", "psmash", "snp_lookup_rmpentry")
 
@@ -203,7 +205,7 @@ class _Firmware:
 
     name: str
     rows: list[_Row]
-    rmp: tuple[int, int] | None = None
+    rmp: tuple[int, int] | SegmentedRmp | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -243,6 +245,10 @@ def _memory(e820: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
     return [(start, end - start) for start, end in pages if start < end]
 
 
+def _rmp_options(rmp: tuple[int, int] | SegmentedRmp | None) -> dict[str, Any]:
+    return {"segmented": rmp} if isinstance(rmp, SegmentedRmp) else {"rmp": rmp}
+
+
 def _build(firmware: _Firmware, source: str) -> MachineMap:
     _check_overlaps(firmware.rows, source)
     e820 = sorted(_fix_up(firmware.rows))
@@ -255,8 +261,8 @@ def _build(firmware: _Firmware, source: str) -> MachineMap:
             # The kernel image is not placed: only the first MiB is in use (a documented assumption).
             reserved=((0, MIB),),
             max_pfn=max(usable, default=0) // PAGE_SIZE,
-            rmp=firmware.rmp,
             source=source,
+            **_rmp_options(firmware.rmp),
             **firmware.options,
         )
     except MapError as e:
@@ -302,6 +308,59 @@ _JSON_OPTIONS: dict[str, Callable[[Node], Any]] = {
 """Keys of a machine map that are options of :class:`MachineMap` under the same name."""
 
 
+def _segment(node: Node) -> tuple[int, int]:
+    """Index and raw value of an entry of the segment table."""
+    reserved = node.get("reserved")
+    value = node["gib"].integer(0, RST_COVERED) | (reserved.integer(0, 0xFFF) << 52 if reserved is not None else 0)
+    base = node["base"].integer(0, RST_BASE)
+    if base & ~RST_BASE:
+        node["base"].fail(f"{base:#x} is not a multiple of 1 MiB")
+    return node["index"].integer(0, RST_ENTRIES - 1), value | base
+
+
+def _read_rmp(node: Node) -> tuple[int, int] | SegmentedRmp | None:
+    """Where the RMP is: null, or one of two objects.
+
+    Contiguous: ``{"base", "end"}``, RMP_BASE and RMP_END (the last byte).
+
+    Segmented: ``{"base", "cfg", "segments"}``: RMP_BASE, RMP_CFG (bit 0 segmented, 13:8 the exponent of the segment
+    size), and for each entry of the segment table that is not zero ``{"index", "base", "gib"}``: where the segment's
+    table is, and how many GiB it covers.  ``"reserved"`` holds the entry's bits 63:52 where they are not zero, so every
+    raw entry can be written; one that is zero may be (the last one is, if zero, where a map has such a one)."""
+    if node.value is None:
+        return None
+    base = node["base"].integer()
+    segments = node.get("segments")
+    if segments is None:
+        return base, node["end"].integer()
+    if node.get("end") is not None:
+        node.fail("has segments and an end: either or")
+    entries: dict[int, int] = {}
+    for item in segments.items():
+        index, entry = _segment(item)
+        if index in entries:
+            item["index"].fail(f"segment {index} is described twice")
+        entries[index] = entry
+    rst = [entries.get(index, 0) for index in range(max(entries, default=-1) + 1)]
+    return SegmentedRmp(base, node["cfg"].integer(), tuple(rst))
+
+
+def rmp_to_json(machine_map: MachineMap) -> dict[str, object] | None:
+    """A map's RMP in the form that :func:`_read_rmp` reads."""
+    if machine_map.rmp is not None:
+        return {"base": hex(machine_map.rmp[0]), "end": hex(machine_map.rmp[1])}
+    rmp = machine_map.segmented
+    if rmp is None:
+        return None
+    segments: list[dict[str, object]] = []
+    for index, entry in enumerate(rmp.rst):
+        if entry or index == len(rmp.rst) - 1:
+            segments.append({"index": index, "base": hex(entry & RST_BASE), "gib": entry & RST_COVERED})
+            if entry >> 52:
+                segments[-1]["reserved"] = hex(entry >> 52)
+    return {"base": hex(rmp.base), "cfg": hex(rmp.cfg), "segments": segments}
+
+
 def check_format(node: Node, name: str) -> None:
     """Refuse a file that is not of this format, in version 1."""
     if node["format"].text() != name:
@@ -317,8 +376,8 @@ def _map_from_json_node(node: Node) -> MachineMap:
             member.text()
     firmware = _Firmware(node["name"].text(), [_json_row(row) for row in node["e820"].items(at_least=1)])
     rmp = node.get("rmp")
-    if rmp is not None and rmp.value is not None:
-        firmware.rmp = (rmp["base"].integer(), rmp["end"].integer())
+    if rmp is not None:
+        firmware.rmp = _read_rmp(rmp)
     for key, read in _JSON_OPTIONS.items():
         member = node.get(key)
         if member is not None:
@@ -339,13 +398,83 @@ def _row_of_line(low: str, high: str, kind: int, number: int, source: str) -> _R
     return _Row(start, last - start + 1, kind, str(number))
 
 
+class _LogRmp:
+    """What a kernel log says of the RMP, put together.  Lines that are repeated count once."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._contiguous: tuple[int, int] | None = None
+        self._base: int | None = None
+        self._size: int | None = None
+        """Bytes of a segment."""
+        self._segments: dict[int, tuple[int, int, int]] = {}
+        """Index: address of the table, first byte covered, bytes covered."""
+        self._uncut: dict[int, int] = {}
+        """Bytes that an entry claims to cover where that is more than a segment."""
+        self._line = 0
+
+    def read(self, line: str, number: int) -> None:
+        """Take what a line says.  Raises :class:`MapError` where it says something else than one before."""
+        said = parse(line)
+        if said is None:
+            return
+        self._line = number
+        kind, value = said
+        if kind == "rmp_table":
+            self._contiguous = self._same(self._contiguous, (value["base"], value["end"]), "RMP")
+        elif kind == "rmp_base_table":
+            self._base = self._same(self._base, value["base"], "RMP")
+        elif kind == "segment_size":
+            self._size = self._same(self._size, value["size"] << 30, "size of a segment")
+        elif kind == "segment_cut":
+            self._uncut[value["index"]] = value["mapped"]
+        elif kind == "rmp_segment":
+            index, table, first = value["index"], value["base"], value["first"]
+            covered = value["last"] + 1 - first
+            if covered <= 0 or covered % (1 << 30) or value["end"] + 1 - table != covered >> 8 or table & ~RST_BASE:
+                self._fail(f"a table at {table:#x}-{value['end']:#x} does not cover {first:#x}-{value['last']:#x}")
+            self._segments[index] = self._same(self._segments.get(index), (table, first, covered), f"segment {index}")
+        if self._contiguous is not None and self._base is not None:
+            self._fail("an RMP that is segmented, and one that is not")
+
+    def _same(self, old: Any, new: Any, what: str) -> Any:
+        if old not in (None, new):
+            self._fail(f"a second, other {what}")
+        return new
+
+    def _fail(self, reason: str) -> NoReturn:
+        raise MapError(f"{self._source}:{self._line}: {reason}")
+
+    def rmp(self) -> tuple[int, int] | SegmentedRmp | None:
+        """The RMP that all lines together describe."""
+        if self._base is None:
+            if self._size is not None or self._segments:
+                raise MapError(f"{self._source}: segments of an RMP without the line that says where its base table is")
+            return self._contiguous
+        size = self._size
+        if size is None or not self._segments:
+            raise MapError(f"{self._source}: the RMP is segmented, and the lines about its segments are missing")
+        if size <= 0 or size & (size - 1) or size >> 64:
+            raise MapError(f"{self._source}: segments of {size >> 30} GiB are not a power of two")
+        entries: dict[int, int] = {}
+        for index, (table, first, covered) in self._segments.items():
+            if not 0 <= index < RST_ENTRIES or first != index * size or covered > size:
+                raise MapError(
+                    f"{self._source}: segment {index} cannot cover {first:#x}-{first + covered - 1:#x} "
+                    f"with segments of {size >> 30} GiB"
+                )
+            entries[index] = table | self._uncut.get(index, covered) >> 30 & RST_COVERED
+        rst = [entries.get(index, 0) for index in range(max(entries) + 1)]
+        return SegmentedRmp(self._base, size.bit_length() - 1 << 8 | 1, tuple(rst))
+
+
 def map_from_log(text: str, source: str = "log") -> MachineMap:
     """A machine from a kernel log: its BIOS-e820 lines, and where it says that the RMP is.
 
     The log may come with or without time stamps and prefixes, and hold other tables too ("user:", "extended
     physical RAM map"): the firmware's counts.
     """
-    firmware = _Firmware(_stem(source), [])
+    firmware, rmp = _Firmware(_stem(source), []), _LogRmp(source)
     for number, line in enumerate(text.split("\n"), 1):
         if _LOG_MARK in line and not _LOG_GAP.search(line):
             row = _LOG_ROW.search(line)
@@ -355,15 +484,11 @@ def map_from_log(text: str, source: str = "log") -> MachineMap:
             if kind is None:
                 raise MapError(f"{source}:{number}: unknown e820 type {row[3][:40]!r}")
             firmware.rows.append(_row_of_line(row[1], row[2], kind, number, source))
-        elif _LOG_SEGMENTED in line:
-            raise MapError(f"{source}:{number}: the RMP is segmented, which is not modelled yet")
-        elif rmp := _LOG_RMP.search(line):
-            found = (int(rmp[1], 16), int(rmp[2], 16))
-            if firmware.rmp not in (None, found):
-                raise MapError(f"{source}:{number}: a second, other RMP")
-            firmware.rmp = found
+        else:
+            rmp.read(line, number)
     if not firmware.rows:
         raise MapError(f"{source}: no BIOS-e820 lines")
+    firmware.rmp = rmp.rmp()
     return _build(firmware, source)
 
 
@@ -450,7 +575,7 @@ def map_from_recording(text: str, source: str = "recording") -> MachineMap:
 
 def map_to_json(machine_map: MachineMap) -> dict[str, object]:
     """A map as JSON values, exact to the last field (but for its source)."""
-    image, rmp = machine_map.image, machine_map.rmp
+    image = machine_map.image
     return {
         "name": machine_map.name,
         "e820": [[hex(start), hex(size), kind] for start, size, kind in machine_map.e820],
@@ -465,20 +590,19 @@ def map_to_json(machine_map: MachineMap) -> dict[str, object]:
         "cachemodes": list(machine_map.cachemodes),
         "c_bit": hex(machine_map.c_bit),
         "image": {name: hex(value) for name, value in asdict(image).items()} if image is not None else None,
-        "rmp": {"base": hex(rmp[0]), "end": hex(rmp[1])} if rmp is not None else None,
+        "rmp": rmp_to_json(machine_map),
         "rmp_probed": machine_map.rmp_probed,
     }
 
 
 def dumped_map(node: Node) -> MachineMap:
     """The map that :func:`map_to_json` wrote into a state dump."""
-    image, rmp = node["image"], node["rmp"]
+    image = node["image"]
     rows = [row.items(3) for row in node["e820"].items()]
     options = {key: read(node[key]) for key, read in _JSON_OPTIONS.items()}
     if image.value is not None:
         options["image"] = KernelImage(**{part.name: image[part.name].integer() for part in fields(KernelImage)})
-    if rmp.value is not None:
-        options["rmp"] = (rmp["base"].integer(), rmp["end"].integer())
+    options |= _rmp_options(_read_rmp(node["rmp"]))
     try:
         return MachineMap(
             name=node["name"].text(),
@@ -491,6 +615,44 @@ def dumped_map(node: Node) -> MachineMap:
         )
     except MapError as e:
         node.fail(str(e))
+
+
+_TYPE_NAMES: dict[int, str] = {
+    E820Type.USABLE: "usable",
+    E820Type.RESERVED: "reserved",
+    E820Type.ACPI: "acpi",
+    E820Type.NVS: "nvs",
+    E820Type.UNUSABLE: "unusable",
+    E820Type.PMEM: "pmem",
+}
+
+
+def _layout(value: object, margin: str = "") -> str:
+    """JSON as people write it: what holds other objects or arrays on several lines, all else on one."""
+    inner = f"{margin}  "
+    if isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values()):
+        items = [f"{inner}{json.dumps(name)}: {_layout(item, inner)}" for name, item in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{margin}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(f"{inner}{_layout(item, inner)}" for item in value) + f"\n{margin}]"
+    return json.dumps(value)
+
+
+def map_file(machine_map: MachineMap, about: dict[str, str]) -> str:
+    """The text of a machine map, with texts (source, notes) for people.
+
+    Raises :class:`MapError` if such a file cannot say all that the map says (a recording's has a kernel image)."""
+    exact = map_to_json(machine_map)
+    rows = [[hex(start), hex(size), _TYPE_NAMES.get(kind, kind)] for start, size, kind in machine_map.e820]
+    options = {key: exact[key] for key in ("rmp", *_JSON_OPTIONS)}
+    head = {"format": MAP_FORMAT, "version": 1, "name": machine_map.name}
+    text = _layout({**head, **about, "e820": rows, **options}) + "\n"
+    source = machine_map.source or machine_map.name
+    again = map_from_json(text, source)
+    for part in fields(MachineMap):
+        if part.compare and getattr(again, part.name) != getattr(machine_map, part.name):
+            raise MapError(f"{source}: a machine map cannot be written of it: {part.name} would be lost")
+    return text
 
 
 def map_from_node(node: Node) -> MachineMap:

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from rmpcore.cpu import Cpu, Executed, Page, Registers
 from rmpcore.maps import MachineMap
 from rmpcore.ops import Op, Result
 from rmpcore.state import State
@@ -51,6 +52,20 @@ class MachineLike(Protocol):
         """Do an array of :data:`~rmpcore.ops.OP_DTYPE` records in order; gives as many
         :data:`~rmpcore.ops.RESULT_DTYPE` records.  Raises TypeError for another array."""
 
+    def execute(
+        self,
+        code: bytes,
+        registers: Registers,
+        cpu: Cpu = Cpu(),  # noqa: B008 - immutable
+        operand: bytes | None = None,
+        page: Page | None = None,
+    ) -> Executed:
+        """Decode one instruction and do it, if it is one of the six (see :mod:`rmpcore.cpu`).
+
+        operand: the 16 bytes where RCX points, for RMPUPDATE; page: what rAX is translated to, for guest instructions;
+        None: the translation fails, so the instruction raises #PF.  Raises ValueError for an operand, a VMPL or a
+        level that no machine has."""
+
     def state(self) -> State:
         """Everything that an op can change, as it is now."""
 
@@ -82,7 +97,7 @@ def Machine(  # noqa: N802 - reads as the class that it stands for
     """Build a machine: boot its direct map from ``map``, or continue from ``state``.
 
     kernel:   version whose rules hold, "6.1" or later ("6.12", "6.12.95+deb12-amd64")
-    hardware: profile of the SNP part: "milan" or "genoa"
+    hardware: profile of the SNP part: "milan", "genoa" or "turin"
     switches: overrides of single points of the hardware profile (see docs/rmp.md, "Switches")
     Raises :class:`MachineError`; :class:`~rmpcore.maps.MapError` comes from building the map.
     """

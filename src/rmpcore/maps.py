@@ -22,6 +22,13 @@ HIGH_BASE = 0xFFFF_FFFF_8000_0000
 CACHEMODES_PAT = (0x00, 0x08, 0x10, 0x18, 0x98, 0x88)
 """PWT, PCD and PAT bits of WB, WC, UC-, UC, WT, WP on a machine with PAT (direct-map rules, section 1)."""
 U64_MAX = (1 << 64) - 1
+RMP_HEAD_SIZE = 0x5000
+"""Bytes of a segmented RMP before any entry: 16 KiB of bookkeeping and the 4 KiB segment table."""
+RST_ENTRIES = 512
+RST_COVERED = 0xF_FFFF
+"""Bits of a segment-table entry: the covered size in GiB."""
+RST_BASE = 0x000F_FFFF_FFF0_0000
+"""... and the address of the segment's table."""
 NEEDED_BITS = 0x000F_FFFF_FFFF_F0FF
 """What no machine's entries can do without: P to PSE, and the frame.  (NX or G may be missing.)"""
 
@@ -36,6 +43,7 @@ class E820Type(IntEnum):
     UNUSABLE = 5
     PMEM = 7
     KERNEL_RESERVED = 128
+    SOFT_RESERVED = 0xEFFF_FFFF
 
 
 class MapError(ValueError):
@@ -53,6 +61,35 @@ class KernelImage:
     brk_end: int
     phys_base: int = 0
     """What the image was moved by: physical = virtual - 0xffffffff80000000 + phys_base."""
+
+
+@dataclass(frozen=True)
+class SegmentedRmp:
+    """A segmented RMP as firmware sets it up (rmp §1.7)."""
+
+    base: int
+    """RMP_BASE: 16 KiB of bookkeeping, then the segment table (RST)."""
+    cfg: int
+    """RMP_CFG: bit 0 segmented, bits 13:8 the exponent of a segment's size in bytes."""
+    rst: tuple[int, ...]
+    """The segment table's raw entries from the first on; those that are missing are 0."""
+
+    @property
+    def shift(self) -> int:
+        """A segment covers 2 to this power bytes of addresses."""
+        return self.cfg >> 8 & 0x3F
+
+    def segments(self) -> tuple[tuple[int, int, int], ...]:
+        """(index, address of its table, bytes that it covers) of each segment that covers something."""
+        return tuple(
+            (index, entry & RST_BASE, min((entry & RST_COVERED) << 30, 1 << self.shift))
+            for index, entry in enumerate(self.rst)
+            if entry & RST_COVERED
+        )
+
+    def areas(self) -> tuple[tuple[int, int], ...]:
+        """(base, size) of all memory that the table takes: the first 20 KiB, then each segment's table."""
+        return ((self.base, RMP_HEAD_SIZE), *((base, covered >> 8) for _, base, covered in self.segments()))
 
 
 @dataclass(frozen=True)
@@ -86,6 +123,8 @@ class MachineMap:
     """The kernel's image; None: no high mapping and no protected ranges."""
     rmp: tuple[int, int] | None = None
     """RMP_BASE and RMP_END (the last byte, inclusive); None: no SNP."""
+    segmented: SegmentedRmp | None = None
+    """A segmented RMP instead of that one."""
     rmp_probed: bool = True
     """The kernel's checks of the RMP apply.  False: a simulator put the table where it likes, and only the
     arithmetic has to work out (recordings: the table lies outside the guest's memory)."""
@@ -137,12 +176,31 @@ class MachineMap:
             raise MapError("the cache modes are not six sets of PWT, PCD and PAT bits")
         if self.c_bit and (self.c_bit & (self.c_bit - 1) or not 1 << 32 <= self.c_bit < PHYSICAL_LIMIT):
             raise MapError(f"encryption mask {self.c_bit:#x} is not one bit of an address")
+        if self.rmp is not None and self.segmented is not None:
+            raise MapError("the RMP is either contiguous or segmented, not both")
         if self.rmp is not None:
-            base, end = self.rmp
-            if not 0 <= base < PHYSICAL_LIMIT or not 0 <= end < PHYSICAL_LIMIT:
-                raise MapError(f"RMP {base:#x}-{end:#x} is not in physical memory")
-            for start, size, kind in self.e820:
-                if kind != E820Type.RESERVED and start <= end and base < start + size:
-                    raise MapError(
-                        f"RMP {base:#x}-{end:#x} overlaps e820 row {start:#x}-{start + size - 1:#x} of type {kind}"
-                    )
+            self._check_rmp(*self.rmp)
+        if self.segmented is not None:
+            self._check_segmented(self.segmented)
+
+    def _check_rmp(self, base: int, end: int) -> None:
+        if not 0 <= base < PHYSICAL_LIMIT or not 0 <= end < PHYSICAL_LIMIT:
+            raise MapError(f"RMP {base:#x}-{end:#x} is not in physical memory")
+        for start, size, kind in self.e820:
+            if kind != E820Type.RESERVED and start <= end and base < start + size:
+                raise MapError(
+                    f"RMP {base:#x}-{end:#x} overlaps e820 row {start:#x}-{start + size - 1:#x} of type {kind}"
+                )
+
+    def _check_segmented(self, rmp: SegmentedRmp) -> None:
+        if len(rmp.rst) > RST_ENTRIES:
+            raise MapError(f"the RMP's segment table has {len(rmp.rst)} entries, more than {RST_ENTRIES}")
+        for value in (rmp.base, rmp.cfg, *rmp.rst):
+            if not 0 <= value <= U64_MAX:
+                raise MapError(f"segmented RMP: {value:#x} is not a value of 64 bits")
+        previous = 0
+        for base, size in sorted(rmp.areas()):
+            self._check_rmp(base, base + size - 1)
+            if base < previous:
+                raise MapError(f"segmented RMP: the area from {base:#x} overlaps another one of its own")
+            previous = base + size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +43,15 @@ COUNTERS = (
     "rmpupdate",
     "psmash",
     "rmpread",
+    "pvalidate",
+    "rmpadjust",
+    "rmpquery",
     "rmpupdate_retries",
     "leaked_pages",
 )
 """direct_map_*: the kernel's own count of leaves by size (double counting included); level*_splits:
 /proc/vmstat direct_map_level*_splits; flush_all: full flushes; flush_pages: pages flushed one by one;
-table_pages: page-table pages in use, root included; rmpupdate, psmash, rmpread: instructions executed
+table_pages: page-table pages in use, root included; rmpupdate to rmpquery: instructions executed
 (faulting ones not counted); rmpupdate_retries: RMPUPDATEs that rmpupdate() repeated; leaked_pages: snp_leak_pages."""
 
 HIGH_WINDOW = 1 << 30
@@ -60,6 +64,8 @@ _MAX_RMP_ENTRIES = 1 << 26
 """RMP entries in a saved state: 1.5 GiB of them, so that a short file cannot ask for more memory than there is."""
 _MAX_INJECT_RUNS = 64
 _MAX_ADDRESSES = 1024
+_SNP_LISTS = {"in_use": (3, 64), "contexts": (2, 1024), "records": (5, 1024), "bookkeeping": (2, 1024)}
+"""Lists of numbers that the RMP and its firmware keep: numbers in a row, rows at most."""
 
 
 class StateError(ValueError):
@@ -95,6 +101,17 @@ class State:
     """What cpa_address has listed, as (frame, 1 for high) in order."""
     fail_alloc: tuple[int, int] = (0, 0)
     """Allocations of table pages that still succeed, and how many fail after them."""
+    in_use: tuple[tuple[int, int, int], ...] = ()
+    """Frames that a VMRUN has in use, as (VMCB, VMSA, AVIC page) in order; 0: none."""
+    firmware_ready: bool = False
+    """The firmware is initialised (SNP_INIT)."""
+    contexts: tuple[tuple[int, int], ...] = ()
+    """Guest contexts as (frame of the context page, ASID or 0), by frame."""
+    records: tuple[tuple[int, int, int, int, int], ...] = ()
+    """Metadata records of pages that are swapped out, as (address, frame of the context page, info, gpa, high
+    quadword), by address.  info: bit 0 validated, 1 vmsa, 2 size 2M, 3 a metadata page."""
+    bookkeeping: tuple[tuple[int, int], ...] = ()
+    """The table's counters of pages by ASID that are not zero, as (ASID, count), by ASID."""
     _digest: str | None = field(default=None, init=False, repr=False)
 
     def digest(self) -> str:
@@ -112,6 +129,9 @@ class State:
             rest += [f"address {pfn} {high}" for pfn, high in self.addresses]
             rest += [f"fail_alloc {self.fail_alloc[0]} {self.fail_alloc[1]}"]
             rest += [f"kernel_readonly {int(self.kernel_readonly)}"]
+            for name in _SNP_LISTS:
+                rest += [" ".join([name, *map(str, row)]) for row in getattr(self, name)]
+            rest += [f"firmware_ready {int(self.firmware_ready)}"]
             h.update("\n".join(rest).encode())
             self._digest = h.hexdigest()
         return self._digest
@@ -163,7 +183,10 @@ def diff_states(mine: State, theirs: State, a: str = "native", b: str = "oracle"
     for name in COUNTERS:
         if mine.counters[name] != theirs.counters[name]:
             yield f"counter {name}: {a} {mine.counters[name]}, {b} {theirs.counters[name]}"
-    for name in ("mapped", "max_pfn_mapped", "kernel_readonly", "inject", "addresses", "fail_alloc"):
+    for name in (
+        *("mapped", "max_pfn_mapped", "kernel_readonly", "inject", "addresses", "fail_alloc", "firmware_ready"),
+        *_SNP_LISTS,
+    ):
         x, y = getattr(mine, name), getattr(theirs, name)
         if x != y:
             yield f"{name}: {a} {x}, {b} {y}"
@@ -183,6 +206,8 @@ _STATE_KEYS = {
     "inject",
     "addresses",
     "fail_alloc",
+    "firmware_ready",
+    *_SNP_LISTS,
 }
 
 
@@ -256,6 +281,8 @@ def state_to_json(state: State) -> dict[str, object]:
         "inject": [list(pair) for pair in state.inject],
         "addresses": [[hex(pfn), high] for pfn, high in state.addresses],
         "fail_alloc": list(state.fail_alloc),
+        "firmware_ready": int(state.firmware_ready),
+        **{name: [[hex(number) for number in row] for row in getattr(state, name)] for name in _SNP_LISTS},
     }
 
 
@@ -363,6 +390,13 @@ def _limited(node: Node, most: int) -> list[list[Node]]:
     return pairs
 
 
+def _read_rows(node: Node, width: int, most: int) -> tuple[Any, ...]:
+    rows = [item.items(width) for item in node.items()]
+    if len(rows) > most:
+        node.fail(f"has {len(rows)} elements, more than {most}")
+    return tuple(tuple(number.integer() for number in row) for row in rows)
+
+
 def _only(node: Node, names: set[str]) -> None:
     for name in node.names():
         if name not in names:
@@ -397,6 +431,8 @@ def read_state(node: Node) -> State:
             for pfn, high in _limited(node["addresses"], _MAX_ADDRESSES)
         ),
         fail_alloc=(skip.integer(), count.integer()),
+        firmware_ready=bool(node["firmware_ready"].integer(0, 1)),
+        **{name: _read_rows(node[name], *shape) for name, shape in _SNP_LISTS.items()},
     )
 
 

@@ -11,12 +11,19 @@ profile      kernel version and hardware name -> what changes with them
 mem          which frames exist, and the allocator of table pages
 pte          page-table entries                                      direct-map §1
 rmp_entry    RMP entries                                             rmp §1.1
-rmp_table    where an RMP entry lives, and the kernel's checks       rmp §1.6
-rmp_insn     RMPUPDATE, PSMASH, RMPREAD                              rmp §2
+rmp_table    where an RMP entry lives, and who refuses a table       rmp §1.6, §1.7
+fault        exceptions, #VMEXITs, events, and their bits            rmp §3.5
+rmp_check    the predicates of all checks; pages in use              rmp §3.1, §3.7
+rmp_insn     RMPUPDATE, PSMASH, RMPREAD                              rmp §2.2 to §2.4
+guest_insn   PVALIDATE, RMPADJUST, RMPQUERY                          rmp §2.5 to §2.7
+access_check who is checked for what                                 rmp §3.2, §3.7
+emulate      the six instructions from their bytes                   rmp §2.1
+firmware     the firmware's commands                                 rmp §4
 dmap         building the direct map, looking it up                  direct-map §2, §3
 validate     the invariants of a direct map
 cpa          changing attributes: split, protect, alias, collapse    direct-map §4-§8
 snp_host     the kernel's SNP layer                                  host §1
+host_access  reads and writes through the direct map                 rmp §3.4
 machine      ops on all of it
 """
 

@@ -103,6 +103,10 @@ class Memory:
         self._search_from = 0
         return None
 
+    def keep_off(self, blocks: Iterable[range]) -> None:
+        """Nothing is allocated from these any more."""
+        self._free_pages = subtract(self._free_pages, blocks)
+
     def _highest_first(self) -> Iterator[int]:
         for free in reversed(self._free_pages):
             yield from reversed(range(free.start, min(free.stop, self._search_from + PAGE_SIZE), PAGE_SIZE))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SUBPAGE_COUNT_MAX = 511
 
@@ -12,8 +12,7 @@ def field(value: int, high: int, low: int) -> int:
     return (value >> low) % (1 << (high - low + 1))
 
 
-@dataclass(frozen=True)
-class RmpEntry:
+class RmpEntry(NamedTuple):
     """One entry, field by field.  The default is the entry of zeros: the hypervisor's page."""
 
     assigned: int = 0
@@ -60,6 +59,13 @@ class RmpEntry:
             + (self.lock << 63)
         )
         return lo, self.permissions
+
+    def permission_byte(self, vmpl: int) -> int:
+        """What a VMPL may do with the page."""
+        return field(self.permissions, 8 * vmpl + 7, 8 * vmpl)
+
+    def with_permission_byte(self, vmpl: int, byte: int) -> RmpEntry:
+        return self._replace(permissions=self.permissions + ((byte - self.permission_byte(vmpl)) << 8 * vmpl))
 
 
 HYPERVISOR = RmpEntry()

@@ -8,15 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rmpcore.maps import PAGE_SIZE
-from rmpcore.ops import EventKind
+from rmpcore.ops import EventKind, Op, OpCode
 from rmpcore.oracle.cpa import EFAULT, ChangePageAttributes
-from rmpcore.oracle.dmap import DirectMap
+from rmpcore.oracle.dmap import ADDRESSES, DirectMap
+from rmpcore.oracle.fault import FaultError
+from rmpcore.oracle.firmware import Firmware, Status
 from rmpcore.oracle.journal import Journal
 from rmpcore.oracle.mem import Memory
-from rmpcore.oracle.rmp_entry import HYPERVISOR
-from rmpcore.oracle.rmp_insn import FAIL_OVERLAP, SUCCESS, RmpInput, SnpInstructions
+from rmpcore.oracle.profile import Kernel
+from rmpcore.oracle.rmp_entry import HYPERVISOR, field
+from rmpcore.oracle.rmp_insn import FAIL_OVERLAP, SUCCESS, RmpInput, RmpRead, SnpInstructions
 from rmpcore.oracle.rmp_table import REGION, RmpTable, region_of
 
+EIO = -5
 ENODEV = -19
 EINVAL = -22
 LEVEL_4K = 1
@@ -35,7 +39,8 @@ class HangError(Exception):
 class Looked:
     """What snp_lookup_rmpentry() gives."""
 
-    errno: int
+    ret: int
+    """0, a negative errno, or RMPREAD's code."""
     assigned: int = 0
     level: int = 0
 
@@ -50,16 +55,20 @@ class SnpHost:
 
     def __init__(
         self,
+        kernel: Kernel,
         memory: Memory,
         table: RmpTable | None,
         instructions: SnpInstructions,
+        firmware: Firmware,
         dmap: DirectMap,
         cpa: ChangePageAttributes,
         journal: Journal,
     ) -> None:
+        self._uses_rmpread = kernel.uses_rmpread and instructions.has_rmpread
         self._memory = memory
         self._table = table
         self._instructions = instructions
+        self._firmware = firmware
         self._dmap = dmap
         self._cpa = cpa
         self._journal = journal
@@ -118,22 +127,47 @@ class SnpHost:
     def snp_lookup_rmpentry(self, pfn: int) -> Looked:
         if self._table is None:
             return Looked(ENODEV)
-        if not self._table.covered(pfn):
+        return self._looked_by_rmpread(pfn) if self._uses_rmpread else self._looked_up(self._table, pfn)
+
+    def _looked_up(self, table: RmpTable, pfn: int) -> Looked:
+        if not table.covered(pfn):
             return Looked(EFAULT)
         # assigned comes from the page's own entry, the level from the 2 MiB-aligned one's page size.
-        head = self._table.read(region_of(pfn)[0])
+        head = table.read(region_of(pfn)[0])
         level = LEVEL_2M if head.page_size == 1 else LEVEL_4K
-        return Looked(0, self._table.read(pfn).assigned, level)
+        return Looked(0, table.read(pfn).assigned, level)
+
+    def _looked_by_rmpread(self, pfn: int) -> Looked:
+        """The same from 6.14 on, by two RMPREADs; the first code that is not 0 is returned."""
+        try:
+            own = self._rmpread(pfn)
+            if own.code != SUCCESS:
+                return Looked(own.code)
+            head = self._rmpread(region_of(pfn)[0])
+        except FaultError:
+            return Looked(EFAULT)
+        if head.code != SUCCESS:
+            return Looked(head.code)
+        level = LEVEL_2M if field(head.high, 8, 8) == 1 else LEVEL_4K
+        return Looked(0, field(own.high, 0, 0), level)
+
+    def _rmpread(self, pfn: int) -> RmpRead:
+        # The kernel's address is 64 bits wide, whatever frame it was asked for.
+        return self._instructions.rmpread(pfn * PAGE_SIZE % ADDRESSES)
 
     def dump_rmpentry(self, pfn: int) -> None:
+        # Looked up whether or not anybody reads the lines: an RMPREAD counts.
+        looked = self.snp_lookup_rmpentry(pfn)
         if not self._journal.listening:
             return
-        looked = self.snp_lookup_rmpentry(pfn)
         # A failed lookup: one line with the error.
-        if self._table is None or looked.errno != 0:
-            self._journal.event(EventKind.DUMP_ERROR, code=looked.errno, a=pfn)
+        if self._table is None or looked.ret != 0:
+            self._journal.event(EventKind.DUMP_ERROR, code=looked.ret, a=pfn)
             return
-        # Assigned: one line.
+        # Assigned: one line.  (RMPREAD takes an address modulo 2^64, so it may have read another frame's entry.)
+        if looked.assigned and not self._table.covered(pfn):
+            self._journal.event(EventKind.DUMP_ERROR, code=EFAULT, a=pfn)
+            return
         if looked.assigned:
             self._dump_line(self._table, pfn)
             return
@@ -153,3 +187,31 @@ class SnpHost:
         for page in range(pfn, pfn + pages):
             self.dump_rmpentry(page)
         self._journal.counters["leaked_pages"] += pages
+
+    # -- pages of the firmware ----------------------------------------------------------------
+
+    def rmp_mark_pages_firmware(self, pfn: int, pages: int) -> int:
+        """Private, 4K, ASID 0, immutable, one by one; on failure reclaim those done."""
+        for done in range(pages):
+            try:
+                ret = self.rmp_make_firmware(pfn + done, LEVEL_4K)
+            except HangError:
+                self.snp_reclaim_pages(pfn, done)
+                raise
+            if ret != 0:
+                self.snp_reclaim_pages(pfn, done)
+                return ret
+        return 0
+
+    def snp_reclaim_pages(self, pfn: int, pages: int) -> int:
+        """PAGE_RECLAIM each page, then make it shared; what fails is leaked from there on."""
+        for page in range(pfn, pfn + pages):
+            left = pfn + pages - page
+            if self._firmware.command(Op(OpCode.SNP_PAGE_RECLAIM, addr=page * PAGE_SIZE)) != Status.SUCCESS:
+                self.snp_leak_pages(page, left)
+                return EIO
+            ret = self.rmp_make_shared(page, LEVEL_4K)
+            if ret != 0:
+                self.snp_leak_pages(page, left)
+                return ret
+        return 0
