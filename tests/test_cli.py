@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -34,6 +35,9 @@ SMALL_MAP = {
     "e820": [["0x0", "0x9f000", "usable"], ["0x100000", "0x3f00000", "usable"], ["0x4000000", "0x200000", "reserved"]],
     "rmp": {"base": "0x4000000", "end": "0x40fffff"},
 }
+DECODE_WHAT = "give one of LO [HI], --pte VALUE with --level, --pf CODE, --npf CODE and --log FILE"
+NOT_A_SIZE = "is not a power of two in GiB or TiB, as 64G"
+DUMPS = json.loads((ROOT / "tests/data/machines/rmp-dumps.json").read_text(encoding="utf-8"))
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -165,6 +169,11 @@ def from_json(value: dict[str, Any]) -> State:
         inject=tuple(map(tuple, value["inject"])),
         addresses=tuple((int(pfn, 16), high) for pfn, high in value["addresses"]),
         fail_alloc=tuple(value["fail_alloc"]),
+        firmware_ready=bool(value["firmware_ready"]),
+        **{
+            name: tuple(tuple(int(number, 16) for number in row) for row in value[name])
+            for name in ("in_use", "contexts", "records", "bookkeeping")
+        },
     )
 
 
@@ -288,22 +297,51 @@ def test_binary_trace_switches_and_kernel(rmpcore_: Run, folder: Path, backend: 
         ),
         (["conform"], "Missing argument 'FILE...'."),
         (["conform", "absent"], "absent: No such file or directory"),
-        (["decode"], "give LO [HI], or --pte VALUE with --level"),
+        (["decode", "-"], "standard input: none of 0 lines speaks of the RMP"),
+        (["decode"], "standard input: none of 0 lines speaks of the RMP"),
+        (["decode", "--log", "t.trace"], "t.trace: none of 4 lines speaks of the RMP"),
+        (["decode", "--log", "absent"], "absent: No such file or directory"),
+        (["decode", "--log", "."], ".: Is a directory"),
+        (["decode", "--log", "t.trace", "0"], DECODE_WHAT),
+        (["decode", "-", "--log", "t.trace"], DECODE_WHAT),
+        (["decode", "-", "0"], "LO -: is not 64 bits in hexadecimal"),
+        (["decode", "--pf", "0", "--npf", "0"], DECODE_WHAT),
+        (["decode", "--pf", "x"], "--pf x: is not 64 bits in hexadecimal"),
+        (["decode", "--npf", ""], "--npf : is not 64 bits in hexadecimal"),
+        (["decode", "--pf", "0", "--level", "2M"], DECODE_WHAT),
         (["decode", "0xgg"], "LO 0xgg: is not 64 bits in hexadecimal"),
         (["decode", "0", "1" * 17], f"HI {'1' * 17}: is not 64 bits in hexadecimal"),
         (["decode", "--pte", "0x63"], "--pte needs --level"),
-        (["decode", "0", "--level", "2M"], "give LO [HI], or --pte VALUE with --level"),
-        (["decode", "0", "--pte", "0", "--level", "2M"], "either LO [HI] or --pte, not both"),
+        (["decode", "0", "--level", "2M"], DECODE_WHAT),
+        (["decode", "0", "--pte", "0", "--level", "2M"], DECODE_WHAT),
+        (["place"], "Missing option '--map'."),
+        (["place", "--map", "absent"], "absent: No such file or directory"),
+        (["place", "--map", "small.json"], "small.json: the map has an RMP already"),
+        (["place", "--map", "bare.json", "-o", "no/p.json"], "no/p.json: No such file or directory"),
+        (["place", "--map", "bare.json", "--segments", "64M"], f"--segments 64M: {NOT_A_SIZE}"),
+        (["place", "--map", "bare.json", "--segments", "3G"], f"--segments 3G: {NOT_A_SIZE}"),
+        (["place", "--map", "bare.json", "--segments", "0G"], f"--segments 0G: {NOT_A_SIZE}"),
+        (
+            ["place", "--map", "bare.json", "--segments", "4096T"],
+            "bare.json: segments of 2^52 bytes: the exponent is outside 30..51",
+        ),
+        (["place", "--map", "tiny.json"], "tiny.json: no room for an RMP of 1 MiB in one piece of usable memory"),
         (["fly"], "No such command 'fly'."),
         (["run", "a\nb\x1b[31m", "--map", "small.json"], "a\\nb\\x1b[31m: No such file or directory"),
     ],
 )
-def test_bad_input_is_one_line(rmpcore_: Run, folder: Path, args: list[str], reason: str | None) -> None:
+def test_bad_input_is_one_line(
+    rmpcore_: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], reason: str | None
+) -> None:
     (folder / "bad.trace").write_text("lookup pfn=1\njump pfn=1\n", encoding="utf-8")
     (folder / "beyond.trace").write_text("lookup pfn=1\n\nlookup pfn=0x400000000\n", encoding="utf-8")
     tight = SMALL_MAP | {"rmp": {"base": "0x4000000", "end": "0x4005fff"}}
     (folder / "tight.json").write_text(json.dumps(tight), encoding="utf-8")
     (folder / "deep.json").write_text(json.dumps(SMALL_MAP | {"levels": 5}), encoding="utf-8")
+    (folder / "bare.json").write_text(json.dumps(SMALL_MAP | {"rmp": None}), encoding="utf-8")
+    tiny = SMALL_MAP | {"rmp": None, "e820": [["0x0", "0x9f000", "usable"]]}
+    (folder / "tiny.json").write_text(json.dumps(tiny), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     files = sorted(folder.iterdir())
     status, out, err = rmpcore_(*args)
     assert (status, out) == (2, "")
@@ -695,6 +733,140 @@ def test_decode_of_a_real_pte(rmpcore_: Run) -> None:
     assert rmpcore_("decode", "--pte", "8000000123163", "--level", "4K", "--c-bit", "51")[1].startswith(
         "frame 0x123 P RW A D G C\n"
     )
+
+
+def test_decode_names_the_state(rmpcore_: Run) -> None:
+    """In the words of the ABI; the state is a line of its own, and a member of the JSON object."""
+    for lo, state in ((0x6010FFFFFFFFF001, "Guest-Valid"), (4, "HV-Fixed"), (0xC028000000001005, "Pre-Swap")):
+        status, out, _ = rmpcore_("decode", hex(lo))
+        assert status == 0
+        assert out.splitlines()[1].startswith(f"  state {state}: ")
+        assert json.loads(rmpcore_("decode", hex(lo), "--json")[1])["state"] == state
+    assert "state" not in json.loads(rmpcore_("decode", "--pf", "3", "--json")[1])
+
+
+def test_decode_of_fault_codes(rmpcore_: Run) -> None:
+    status, out, _ = rmpcore_("decode", "--pf", "0x80000003")
+    assert (status, out.splitlines()[0]) == (0, "P W RMP: supervisor write, refused by the RMP")
+    assert "  31  RMP  1  the RMP forbids it" in out.splitlines()
+    status, out, _ = rmpcore_("decode", "--npf", "c80000005", "--json")
+    value = json.loads(out)
+    assert value["summary"].startswith("P US RMP ENC SIZEM: ")
+    assert {field["name"] for field in value["fields"] if field["value"]} == {"P", "US", "RMP", "ENC", "SIZEM"}
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, data: bytes, terminal: bool = False) -> None:
+    """Give the next command this standard input."""
+    stdin = io.TextIOWrapper(io.BytesIO(data))
+    monkeypatch.setattr(stdin, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump["source"][-24:])
+def test_decode_of_a_log(rmpcore_: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dump: dict[str, Any]) -> None:
+    """From a pipe, from standard input by name, and from a file: the same."""
+    data = ("\n".join(dump["lines"]) + "\n").encode()
+    (tmp_path / "log").write_bytes(data)
+    feed(monkeypatch, data)
+    status, out, err = rmpcore_("decode")
+    assert (status, err) == (0, "")
+    assert out.startswith("line ")
+    assert f"\n{len(dump['lines'])} lines, " in out
+    for args in (("decode", "-"), ("decode", "--log", "-"), ("decode", "--log", tmp_path / "log")):
+        feed(monkeypatch, data)
+        assert rmpcore_(*args) == (0, out, "")
+    feed(monkeypatch, data)
+    value = json.loads(rmpcore_("decode", "--json")[1])
+    assert value["lines"] == len(dump["lines"])
+    assert [f"line {item['line']}: {item['text']}" for item in value["findings"]] == [
+        line for line in out.splitlines() if line.startswith("line ")
+    ]
+
+
+def test_decode_with_nothing_at_a_terminal(rmpcore_: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed(monkeypatch, b"", terminal=True)
+    status, out, err = rmpcore_("decode")
+    assert (status, out, one_line(err)) == (2, "", DECODE_WHAT)
+    monkeypatch.setattr(sys, "stdin", None)
+    for args in ((), ("-",)):
+        status, out, err = rmpcore_("decode", *args)
+        assert (status, out, one_line(err)) == (2, "", DECODE_WHAT)
+
+
+def test_decode_of_a_log_of_any_bytes(rmpcore_: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are no UTF-8, a line that never seems to end, and no newline at the end."""
+    line = b"SEV-SNP: PFN 0x40fdf36, RMP entry: [0x6010fffffffff001 - 0x000000000000001f]"
+    feed(monkeypatch, b"\xff\xfe\x00\n" + b"x" * 1_000_000 + line + b"\n" + b"\x80 " + line)
+    status, out, err = rmpcore_("decode", "-")
+    assert (status, err) == (0, "")
+    assert out.startswith("line 3: Frame 0x40fdf36 is Guest-Valid")
+    assert out.endswith("3 lines, 2 of them passed over\n")
+
+
+# --- place ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segments", [(), ("--segments", "64G"), ("--segments", "1t"), ("--segments", "128GiB")])
+def test_placed_map_runs(rmpcore_: Run, folder: Path, segments: tuple[str, ...], backend: str) -> None:
+    """What place writes is a map that run takes, with the kernel's checks of the RMP."""
+    source = MAPS / "dell-r7425-epyc7601-1t.json"
+    status, out, err = rmpcore_("place", "--map", source, *segments, "-o", "p.json")
+    assert (status, err) == (0, "")
+    assert out.startswith("p.json: RMP 0x")
+    assert out.count("\n") == 1
+    assert rmpcore_("place", "--map", source, *segments) == (0, (folder / "p.json").read_text(encoding="utf-8"), "")
+    value = json.loads((folder / "p.json").read_text(encoding="utf-8"))
+    assert value["source"] == "rmpcore place on dell-r7425-epyc7601-1t.json"
+    assert "position is an assumption" in value["notes"]
+    rules = ["--kernel", "6.14", "--hardware", "turin"] if segments else []
+    args = ("run", "t.trace", "--map", "p.json", "--backend", backend, "--json", *rules)
+    status, out, err = rmpcore_(*args, "--dump", "d.json")
+    assert (status, err) == (0, "")
+    summary = json.loads(out)
+    assert summary["outcomes"]["rmp_make_private"] == {"0": 1}
+    rmp = summary["machine"]["rmp"]
+    if segments:
+        assert rmp["base"] == int(value["rmp"]["base"], 16)
+        assert len(rmp["segments"]) == len(value["rmp"]["segments"])
+        assert sum(part["size"] for part in rmp["segments"]) == rmp["frames"] << 12
+        assert rmp["frames"] << 12 == 0x10080000000
+    else:
+        assert rmp == {"base": 0xFF7F600000, "end": 0x1007FEFFFFF, "frames": 0x1008FC00}
+    # The dump says all of the map: the run goes on from it.
+    assert rmpcore_("run", "t.trace", "--state", "d.json", "--map", "p.json", "--backend", backend)[0] == 0
+
+
+def test_summary_of_a_segmented_map(rmpcore_: Run, folder: Path, backend: str) -> None:
+    rmpcore_("place", "--map", MAPS / "dell-r7425-epyc7601-1t.json", "--segments", "128G", "-o", "p.json")
+    rules = ("--kernel", "6.14", "--hardware", "turin", "--backend", backend)
+    status, out, _ = rmpcore_("run", "t.trace", "--map", "p.json", *rules)
+    assert status == 0
+    assert "RMP 0x6c900000 with 9 segments of 128 GiB for 1.002 TiB" in out
+    status, out, _ = rmpcore_("selftest", "--map", "p.json", "--spots", "2", *rules)
+    assert (status, out[:4]) == (0, "PASS")
+    assert rmpcore_("pages", "p.json", *rules)[0] == 0
+    assert rmpcore_("pages", "p.json", "--plot", "p.svg", *rules)[0] == 0
+
+
+def test_segmented_map_on_a_part_that_has_none(rmpcore_: Run, folder: Path, backend: str) -> None:
+    """The default profile is Milan; the refusal names the map and the reason."""
+    rmpcore_("place", "--map", MAPS / "dell-r7425-epyc7601-1t.json", "--segments", "128G", "-o", "p.json")
+    for command in (("run", "t.trace", "--map", "p.json"), ("selftest", "--map", "p.json"), ("pages", "p.json")):
+        status, out, err = rmpcore_(*command, "--backend", backend)
+        assert (status, out) == (2, "")
+        assert one_line(err).startswith("p.json: ")
+
+
+def test_recording_cannot_be_placed(rmpcore_: Run) -> None:
+    """It has a kernel image, which a firmware's table does not."""
+    status, _, err = rmpcore_("place", "--map", GOLDEN / "6.1_pc-1g_boot.json")
+    assert status == 2
+    assert one_line(err).endswith("a machine map cannot be written of it: reserved would be lost")
+
+
+def test_hardware_help_names_all_profiles(rmpcore_: Run) -> None:
+    for command in ("run", "pages", "selftest"):
+        assert "milan, genoa or turin" in rmpcore_(command, "--help")[1]
 
 
 def test_help_without_a_command(rmpcore_: Run) -> None:

@@ -1,4 +1,4 @@
-"""Raw values in words: held against real dumps, the recordings, and the layouts of direct-map §1 and rmp §1.1."""
+"""Raw values in words: held against real dumps, the recordings, and the layouts of direct-map §1, rmp §1.1 and §3.5."""
 
 from __future__ import annotations
 
@@ -9,7 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmpcore.decode import Field, decode_pte, decode_rmp_entry, describe_pte, describe_rmp_entry, permissions
+from rmpcore.decode import (
+    STATES,
+    Field,
+    decode_nested_fault,
+    decode_page_fault,
+    decode_pte,
+    decode_rmp_entry,
+    describe_nested_fault,
+    describe_page_fault,
+    describe_pte,
+    describe_rmp_entry,
+    describe_state,
+    permissions,
+    state_name,
+)
+from rmpcore.page_state import PageState, page_state
 
 DATA = Path(__file__).parent / "data"
 DUMPS = json.loads((DATA / "machines/rmp-dumps.json").read_text(encoding="utf-8"))
@@ -50,7 +65,8 @@ def test_entries_that_a_kernel_decoded() -> None:
     lo = tagged["assigned"] | tagged["immutable"] << 2 | int(tagged["gpa"], 16) << 12
     gpa = next(field for field in decode_rmp_entry(lo, 0) if field.name == "gpa")
     assert gpa.value == 0x2000000001
-    assert gpa.meaning == "not an address: firmware type tag 2"
+    assert gpa.meaning == "not an address: firmware type tag 2, the IOMMU's"
+    assert describe_state(lo).startswith("Firmware-IOMMU: ")
     assert describe_rmp_entry(0, 0) == "empty"
 
 
@@ -170,4 +186,117 @@ def test_pte_fields_put_together_give_the_entry(raw: int, level: int) -> None:
 def test_any_value_is_one_line(lo: int, hi: int, level: int) -> None:
     for text in (describe_rmp_entry(lo, hi), describe_pte(lo, level)):
         assert text
+        assert "\n" not in text
+
+
+# --- states of pages -----------------------------------------------------------------------------------------------
+
+
+def test_every_state_has_a_name_of_the_abi() -> None:
+    assert set(STATES) == set(PageState)
+    names = [state_name(state) for state in PageState]
+    assert names == [
+        "Default",
+        "Hypervisor",
+        "HV-Fixed",
+        "Firmware",
+        "Context",
+        "Metadata",
+        "Reclaim",
+        "Pre-Guest",
+        "Pre-Swap",
+        "Guest-Invalid",
+        "Guest-Valid",
+        "Firmware-IOMMU",
+        "invalid",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lo", "name"),
+    [
+        (0, "Hypervisor"),
+        (0x4, "HV-Fixed"),
+        (ENTRIES[0x56600][0], "Firmware"),
+        (ENTRIES[0x56601][0], "Firmware"),
+        (0x8000000000000005 | 1 << 61, "Context"),
+        (0x8000000000000005 | 1 << 48 | 0x1234 << 12, "Metadata"),
+        (0x8000000000000005 | 0x2000000001 << 12, "Firmware-IOMMU"),
+        (0x1, "Reclaim"),
+        (0x8028000000001005, "Pre-Guest"),
+        (0xC028000000001005, "Pre-Swap"),
+        (0x0028000000001001, "Guest-Invalid"),
+        (ENTRIES[0x40FDF36][0], "Guest-Valid"),
+        (1 << 62, "invalid"),
+    ],
+)
+def test_state_of_an_entry(lo: int, name: str) -> None:
+    """rmp §4.1; the raw values are what SNP_INIT writes, real dumps, and the rows' own fields."""
+    assert describe_state(lo).partition(":")[0] == name == state_name(page_state(lo))
+
+
+def gpa_of(lo: int) -> Field:
+    return next(field for field in decode_rmp_entry(lo, 0) if field.name == "gpa")
+
+
+def test_tags_of_the_firmware() -> None:
+    """rmp §1.3: the top of the gpa field is a tag on pages of the firmware, and an address on any other."""
+    firmware = 0x8000000000000005
+    assert gpa_of(firmware).meaning == "guest physical address 0x0"
+    metadata = "not an address: firmware type tag 1, metadata of the guest with its context page at 0x1234000"
+    assert gpa_of(firmware | 1 << 48 | 0x1234 << 12).meaning == metadata
+    assert gpa_of(firmware | 2 << 48 | 1 << 12).meaning == "not an address: firmware type tag 2, the IOMMU's"
+    assert gpa_of(firmware | 5 << 48).meaning == "not an address: firmware type tag 5"
+    for other in (1 << 51, 0x4, 0x1):  # a guest's, mutable, not assigned
+        lo = (firmware ^ other) | 1 << 48
+        assert gpa_of(lo).meaning == "guest physical address 0x1000000000000", hex(lo)
+
+
+# --- codes of faults -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0x80000003, "P W RMP: supervisor write, refused by the RMP"),  # two real logs
+        (0x80000007, "P W US RMP: user write, refused by the RMP"),
+        (0x80000001, "P RMP: supervisor read, refused by the RMP"),
+        (0x9, "P RSV: supervisor read, reserved bits in an entry"),
+        (0x0, "0: supervisor read, the page is not present"),
+        (0x2, "W: supervisor write, the page is not present"),
+        (0x11, "P I/D: supervisor instruction fetch, refused by the page tables"),
+        (0x8063, "P W PK SS SGX: supervisor write, refused by the page tables"),
+        (0x80000103, "P W RMP other=0x100: supervisor write, refused by the RMP"),
+    ],
+)
+def test_code_of_a_page_fault(code: int, text: str) -> None:
+    assert describe_page_fault(code) == text
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        # the real one of a PVALIDATE: neither FINAL nor WALK
+        (0xC80000005, "P US RMP ENC SIZEM: private read, the RMP has a 2 MiB page where 4 KiB is mapped or asked for"),
+        (0x580000007, "P W US RMP FINAL ENC: private write, refused by the RMP"),
+        (0x680000005, "P US RMP WALK ENC: private read of a page table of the guest, refused by the RMP"),
+        (0x180000007, "P W US RMP FINAL: shared write, refused by the RMP"),
+        (0x1580000015, "P US I/D RMP FINAL ENC VMPL: private instruction fetch, the VMPL has no permission"),
+        (0x3580000007, "P W US RMP FINAL ENC VMPL SSS: private write, the VMPL has no permission"),
+        (0x50000000D, "P US RSV FINAL ENC: private read, reserved bits in an entry"),
+        (0x100000006, "W US FINAL: shared write, not mapped"),
+        (0x100000007, "P W US FINAL: shared write, refused by the nested page tables"),
+        (0x3000100000004, "US FINAL IMPLICIT PRIVATE: shared read, not mapped"),
+    ],
+)
+def test_code_of_a_nested_fault(code: int, text: str) -> None:
+    assert describe_nested_fault(code) == text
+
+
+@given(U64)
+def test_every_bit_of_a_code_is_a_field(code: int) -> None:
+    for fields in (decode_page_fault(code), decode_nested_fault(code)):
+        assert sum(f.value if f.name == "other" else f.value << int(f.bits) for f in fields) == code
+        assert len({f.name for f in fields}) == len(fields)
+    for text in (describe_page_fault(code), describe_nested_fault(code), describe_state(code)):
         assert "\n" not in text

@@ -9,14 +9,16 @@ An op applied to a machine gives a result and a new state:
 
 from pathlib import Path
 
+from rmpcore.cpu import Cpu, Executed, Page, Registers
 from rmpcore.inputs import load_map
 from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike, RmpError
-from rmpcore.maps import KernelImage, MachineMap, MapError
+from rmpcore.maps import KernelImage, MachineMap, MapError, SegmentedRmp
 from rmpcore.ops import (
     EVENT_DTYPE,
     OP_DTYPE,
     OPS,
     RESULT_DTYPE,
+    AccessKind,
     Event,
     EventKind,
     Kind,
@@ -24,15 +26,19 @@ from rmpcore.ops import (
     OpCode,
     OpError,
     OpFlag,
+    Reason,
     Refusal,
     Result,
     ResultFlag,
+    Who,
     format_op,
     format_result,
     make_op,
     pack_ops,
     parse_op,
 )
+from rmpcore.page_state import PageState, page_state
+from rmpcore.placement import place_rmp
 from rmpcore.start import Start, read_start
 from rmpcore.state import State, StateError, diff_states, state_from_json, state_to_json
 
@@ -44,8 +50,11 @@ __all__ = [
     "OPS",
     "OP_DTYPE",
     "RESULT_DTYPE",
+    "AccessKind",
+    "Cpu",
     "Event",
     "EventKind",
+    "Executed",
     "KernelImage",
     "Kind",
     "Machine",
@@ -57,13 +66,19 @@ __all__ = [
     "OpCode",
     "OpError",
     "OpFlag",
+    "Page",
+    "PageState",
+    "Reason",
     "Refusal",
+    "Registers",
     "Result",
     "ResultFlag",
     "RmpError",
+    "SegmentedRmp",
     "Start",
     "State",
     "StateError",
+    "Who",
     "diff_states",
     "format_op",
     "format_result",
@@ -71,7 +86,9 @@ __all__ = [
     "load_map",
     "make_op",
     "pack_ops",
+    "page_state",
     "parse_op",
+    "place_rmp",
     "read_start",
     "state_from_json",
     "state_to_json",

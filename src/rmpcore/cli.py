@@ -1,4 +1,4 @@
-"""The command line: ``rmpcore run``, ``pages``, ``conform``, ``selftest``, ``decode``.
+"""The command line: ``rmpcore run``, ``pages``, ``conform``, ``selftest``, ``decode``, ``place``.
 
 Exit status 0: all is well.  1: the backends disagree, or a recording or a self-test fails.  2: bad input, told in one
 line on stderr.
@@ -9,26 +9,42 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 import numpy as np
 
 from rmpcore.conform import Conformance
 from rmpcore.conform import conform as conform_file
-from rmpcore.decode import Field, decode_pte, decode_rmp_entry, describe_pte, describe_rmp_entry
-from rmpcore.inputs import load_map
+from rmpcore.decode import (
+    Field,
+    decode_nested_fault,
+    decode_page_fault,
+    decode_pte,
+    decode_rmp_entry,
+    describe_nested_fault,
+    describe_page_fault,
+    describe_pte,
+    describe_rmp_entry,
+    describe_state,
+    state_name,
+)
+from rmpcore.explain import explain, explanation_text, explanation_to_json
+from rmpcore.inputs import load_map, map_file
 from rmpcore.klog import kernel_log
 from rmpcore.machine import BACKENDS, MachineError, MachineLike
 from rmpcore.maps import MachineMap, MapError
 from rmpcore.ops import LEVEL_NAMES, RESULT_DTYPE, Refusal, Result, format_result
+from rmpcore.page_state import page_state
 from rmpcore.pages import Pages, PagesError, diff_text, diff_to_json, pages_text, pages_to_json
+from rmpcore.placement import ASSUMPTION, coverage, place_rmp
 from rmpcore.plot import PlotError, plot, plot_format
 from rmpcore.proc import meminfo, vmstat
 from rmpcore.recording import RECORDED_STATES, RecordingError
@@ -44,7 +60,7 @@ if TYPE_CHECKING:
 
 _LEVELS = {name: number for number, name in LEVEL_NAMES.items()}
 _KERNEL_HELP = f"Kernel whose rules hold.  [default: what a recording or state dump says, else {KERNEL}]"
-_HARDWARE_HELP = f"Profile: milan or genoa.  [default: what a state dump says, else {HARDWARE}]"
+_HARDWARE_HELP = f"Profile: milan, genoa or turin.  [default: what a state dump says, else {HARDWARE}]"
 _backend_option = click.option("--backend", type=click.Choice(BACKENDS), default="native", show_default=True)
 _kernel_option = click.option("--kernel", metavar="VERSION", help=_KERNEL_HELP)
 _hardware_option = click.option("--hardware", metavar="NAME", help=_HARDWARE_HELP)
@@ -180,13 +196,36 @@ def _sizes(state: State) -> dict[str, int]:
     return {size: state.counters[f"direct_map_{size.lower()}"] for size in ("4K", "2M", "1G")}
 
 
-def _map_summary(machine_map: MachineMap) -> dict[str, Any]:
-    rmp = None
+def _rmp_summary(machine_map: MachineMap) -> dict[str, Any] | None:
+    frames = sum(size for _, size in coverage(machine_map)) >> 12
     if machine_map.rmp is not None:
         base, end = machine_map.rmp
-        rmp = {"base": base, "end": end, "frames": (end + 1 - base - 0x4000) // 16}
+        return {"base": base, "end": end, "frames": frames}
+    rmp = machine_map.segmented
+    if rmp is None:
+        return None
+    segments = [{"index": index, "base": base, "size": size} for index, base, size in rmp.segments()]
+    return {"base": rmp.base, "cfg": rmp.cfg, "segments": segments, "frames": frames}
+
+
+def _rmp_words(rmp: dict[str, Any] | None) -> str:
+    if rmp is None:
+        return "no RMP"
+    covered = _size(rmp["frames"] << 12)
+    if "segments" not in rmp:
+        return f"RMP {rmp['base']:#x}-{rmp['end']:#x} for {covered}"
+    segment = _size(1 << (rmp["cfg"] >> 8 & 0x3F))
+    return f"RMP {rmp['base']:#x} with {len(rmp['segments'])} segments of {segment} for {covered}"
+
+
+def _map_summary(machine_map: MachineMap) -> dict[str, Any]:
     memory = sum(size for _, size in machine_map.memory)
-    return {"name": machine_map.name, "memory": memory, "max_pfn": machine_map.max_pfn, "rmp": rmp}
+    return {
+        "name": machine_map.name,
+        "memory": memory,
+        "max_pfn": machine_map.max_pfn,
+        "rmp": _rmp_summary(machine_map),
+    }
 
 
 def _state_summary(before: State, after: State) -> dict[str, Any]:
@@ -204,10 +243,8 @@ def _state_summary(before: State, after: State) -> dict[str, Any]:
 
 
 def _print_run(summary: dict[str, Any]) -> None:
-    machine, rmp = summary["machine"], summary["machine"]["rmp"]
-    text = f"{machine['name']}: {_size(machine['memory'])} of memory, "
-    text += f"RMP {rmp['base']:#x}-{rmp['end']:#x} for {_size(rmp['frames'] << 12)}" if rmp is not None else "no RMP"
-    rows = [("machine", text)]
+    machine = summary["machine"]
+    rows = [("machine", f"{machine['name']}: {_size(machine['memory'])} of memory, {_rmp_words(machine['rmp'])}")]
     rows.append(("rules", f"kernel {summary['kernel']}, hardware {summary['hardware']}, {summary['backend']} machine"))
     rate = f", {summary['ops_per_second']:,.0f} a second" if summary["ops_per_second"] else ""
     rows.append(("ops", f"{summary['ops']:,} in {summary['seconds']:.3f} s{rate}"))
@@ -508,12 +545,15 @@ def _print_selftest(result: SelfTest) -> None:
 @click.option("--seed", type=int, default=1, show_default=True, help="Other spots for another number.")
 @click.option("--backend", type=click.Choice(BACKENDS), help="Only this one.  [default: both, compared]")
 @_kernel_option
-def selftest(map_path: str, spots: int, seed: int, backend: str | None, kernel: str | None) -> None:
+@_hardware_option
+def selftest(
+    map_path: str, spots: int, seed: int, backend: str | None, kernel: str | None, hardware: str | None
+) -> None:
     """Mark random spots of MAP's direct map, check, revert, check, as the kernel's own test does."""
     results = []
     with _bad_input():
         start = read_start(map_path, resume=False)
-        rules = start.settle(Rules(kernel))
+        rules = start.settle(Rules(kernel, hardware))
         for name in (backend,) if backend is not None else BACKENDS:
             results.append(test_machine(start.machine(rules, name), spots, seed))
             _print_selftest(results[-1])
@@ -571,6 +611,9 @@ def conform(files: tuple[str, ...], backend: str, as_json: bool) -> None:
 
 # --- decode --------------------------------------------------------------------------------------------------------
 
+_LONGEST_LINE = 1 << 16
+_DECODE_WHAT = "give one of LO [HI], --pte VALUE with --level, --pf CODE, --npf CODE and --log FILE"
+
 
 def _raw(text: str, what: str) -> int:
     digits = text.lower().removeprefix("0x").replace("_", "")
@@ -579,16 +622,51 @@ def _raw(text: str, what: str) -> int:
     return int(digits, 16)
 
 
-def _print_fields(headline: str, fields: list[Field], as_json: bool) -> None:
+def _print_fields(headline: str, fields: list[Field], as_json: bool, lo: int | None = None) -> None:
+    """Print a value field by field; ``lo``: it is an RMP entry, whose state counts too."""
     if as_json:
-        click.echo(json.dumps({"summary": headline, "fields": [field._asdict() for field in fields]}, indent=1))
+        state = {"state": state_name(page_state(lo))} if lo is not None else {}
+        click.echo(
+            json.dumps({"summary": headline, **state, "fields": [field._asdict() for field in fields]}, indent=1)
+        )
         return
     values = [hex(field.value) if field.value > 9 else str(field.value) for field in fields]
     widths = [max(map(len, column)) for column in zip(*((f.bits, f.name) for f in fields), strict=True)]
     width = max(map(len, values))
     click.echo(headline)
+    if lo is not None:
+        click.echo(f"  state {describe_state(lo)}")
     for field, value in zip(fields, values, strict=True):
         click.echo(f"  {field.bits:>{widths[0]}}  {field.name:<{widths[1]}}  {value:>{width}}  {field.meaning}")
+
+
+def _log_lines(file: BinaryIO) -> Iterator[str]:
+    """The lines of a log.  It can quote any bytes, and lines too long to be one are cut."""
+    while line := file.readline(_LONGEST_LINE):
+        text = line.decode("utf-8", "replace")
+        while not line.endswith(b"\n") and (line := file.readline(_LONGEST_LINE)):
+            pass
+        yield text
+
+
+def _explain_log(path: str, as_json: bool) -> None:
+    source = path if path != "-" else "standard input"
+    try:
+        if path != "-":
+            with open(path, "rb") as file:
+                explanation = explain(_log_lines(file))
+        elif sys.stdin is not None:
+            explanation = explain(_log_lines(sys.stdin.buffer))
+        else:
+            raise BadInputError(_DECODE_WHAT)
+    except (OSError, ValueError) as e:
+        raise BadInputError(f"{source}: {getattr(e, 'strerror', None) or e}") from None
+    if not explanation.findings:
+        raise BadInputError(f"{source}: none of {explanation.lines:,} lines speaks of the RMP")
+    if as_json:
+        click.echo(json.dumps(explanation_to_json(explanation), indent=1))
+    else:
+        _print_lines(iter(explanation_text(explanation)))
 
 
 @cli.command()
@@ -597,26 +675,89 @@ def _print_fields(headline: str, fields: list[Field], as_json: bool) -> None:
 @click.option("--pte", metavar="VALUE", help="Explain a page-table entry instead of an RMP entry.")
 @click.option("--level", type=click.Choice(list(_LEVELS)), help="With --pte: what one entry of its table maps.")
 @click.option("--c-bit", type=click.IntRange(32, 51), metavar="BIT", help="With --pte: the encryption bit's number.")
-@click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
+@click.option("--pf", metavar="CODE", help="Explain the error code of a page fault.")
+@click.option("--npf", metavar="CODE", help="Explain EXITINFO1 of a nested page fault.")
+@click.option("--log", "log_path", metavar="FILE", help="Explain a kernel log; - is standard input.")
+@_json_option
 def decode(
-    low: str | None, high: str | None, pte: str | None, level: str | None, c_bit: int | None, as_json: bool
+    low: str | None,
+    high: str | None,
+    pte: str | None,
+    level: str | None,
+    c_bit: int | None,
+    pf: str | None,
+    npf: str | None,
+    log_path: str | None,
+    as_json: bool,
 ) -> None:
-    """Explain a raw RMP entry (low quadword LO, high quadword HI) or a page-table entry.
+    """Explain a raw RMP entry (low quadword LO, high quadword HI), a page-table entry, a fault's code, or a log.
 
-    Values are hexadecimal, with or without 0x, as kernel logs print them.
+    Values are hexadecimal, with or without 0x, as kernel logs print them.  With LO as -, or with nothing at all when
+    something is piped in, the lines of a kernel log are read from standard input, and those that speak of the RMP are
+    explained: what happened, who owns the page, what to look at.
     """
+    if low == "-" and high is None and log_path is None:
+        low, log_path = None, "-"
+    given = [value for value in (low, pte, pf, npf, log_path) if value is not None]
+    if len(given) > 1 or (pte is None and (level is not None or c_bit is not None)):
+        raise BadInputError(_DECODE_WHAT)
     if pte is not None:
-        if low is not None:
-            raise BadInputError("either LO [HI] or --pte, not both")
         if level is None:
             raise BadInputError("--pte needs --level")
         raw, number, mask = _raw(pte, "--pte"), _LEVELS[level], 1 << c_bit if c_bit is not None else 0
         _print_fields(describe_pte(raw, number, mask), decode_pte(raw, number, mask), as_json)
-        return
-    if low is None or level is not None or c_bit is not None:
-        raise BadInputError("give LO [HI], or --pte VALUE with --level")
-    lo, hi = _raw(low, "LO"), _raw(high, "HI") if high is not None else 0
-    _print_fields(describe_rmp_entry(lo, hi), decode_rmp_entry(lo, hi), as_json)
+    elif pf is not None:
+        code = _raw(pf, "--pf")
+        _print_fields(describe_page_fault(code), decode_page_fault(code), as_json)
+    elif npf is not None:
+        code = _raw(npf, "--npf")
+        _print_fields(describe_nested_fault(code), decode_nested_fault(code), as_json)
+    elif low is not None:
+        lo, hi = _raw(low, "LO"), _raw(high, "HI") if high is not None else 0
+        _print_fields(describe_rmp_entry(lo, hi), decode_rmp_entry(lo, hi), as_json, lo)
+    elif log_path is not None or (sys.stdin is not None and not sys.stdin.isatty()):
+        _explain_log(log_path or "-", as_json)
+    else:
+        raise BadInputError(_DECODE_WHAT)
+
+
+# --- place ---------------------------------------------------------------------------------------------------------
+
+
+def _segment_shift(text: str) -> int:
+    """The exponent of a size such as 64G or 1T."""
+    found = re.fullmatch(r"([1-9][0-9]{0,6})([GT])i?B?", text, re.IGNORECASE)
+    size = int(found[1]) << (40 if found[2] in "tT" else 30) if found is not None else 0
+    if not size or size & (size - 1):
+        raise BadInputError(f"--segments {text}: is not a power of two in GiB or TiB, as 64G")
+    return size.bit_length() - 1
+
+
+@cli.command()
+@click.option("--map", "map_path", metavar="MAP", required=True, help="Map: JSON, kernel log, /proc/iomem.")
+@click.option("--segments", metavar="SIZE", help="A segmented RMP, each segment for so much memory: 64G.")
+@click.option("-o", "--output", "output_path", metavar="FILE", help="Write the map there, and a summary to stdout.")
+def place(map_path: str, segments: str | None, output_path: str | None) -> None:
+    """Put an RMP where firmware could on a machine that has none, and write its map as JSON.
+
+    The size follows from the machine's memory.  The position is an assumption: the highest room below 4 GiB, else the
+    highest of all.
+    """
+    shift = _segment_shift(segments) if segments is not None else None
+    with _bad_input():
+        machine_map = load_map(map_path)
+        try:
+            placed = place_rmp(machine_map, segment_shift=shift)
+        except MapError as e:
+            raise MapError(f"{map_path}: {e}") from None
+        about = {"source": f"rmpcore place on {os.path.basename(map_path)}", "notes": ASSUMPTION}
+        text = map_file(placed, about)
+        if output_path is None:
+            click.echo(text, nl=False)
+            return
+        with _Output(output_path) as output:
+            output.fill(lambda file: file.write(text))
+    click.echo(f"{output_path}: {_rmp_words(_rmp_summary(placed))}")
 
 
 def _drop_output() -> None:

@@ -1,11 +1,15 @@
-"""Raw values in words: one page-table entry or one RMP entry, as a short line or field by field.
+"""Raw values in words: a page-table entry, an RMP entry or a fault's code, as a short line or field by field.
 
-The layouts are direct-map §1 and rmp §1.1.  This module imports nothing of the package, so that anything may use it.
+The layouts are direct-map §1, rmp §1.1 and §1.3, and rmp §3.5.  This module imports nothing of the package but the
+states of a page, so that anything may use it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from rmpcore.page_state import PageState, page_state
 
 _FRAME_MASK = 0x000F_FFFF_FFFF_F000
 _LEAF_SHIFT = {2: 21, 3: 30}
@@ -34,6 +38,52 @@ _PTE_HIGH_BITS = (
 PERMISSION_LETTERS = "rwuxs"
 """Letters of a VMPL permission byte, bit 0 first: read, write, execute at CPL 3 (u), execute at CPL 0-2 (x),
 supervisor shadow stack (s)."""
+
+
+STATES: dict[PageState, tuple[str, str]] = {
+    PageState.DEFAULT: ("Default", "the RMP has no entry for the page: it is the hypervisor's for good"),
+    PageState.HYPERVISOR: ("Hypervisor", "the hypervisor's"),
+    PageState.HV_FIXED: ("HV-Fixed", "the hypervisor's; no RMPUPDATE may change it until the next SNP_INIT"),
+    PageState.FIRMWARE: ("Firmware", "the firmware's; only its own commands give it back"),
+    PageState.CONTEXT: ("Context", "the firmware's context page of a guest"),
+    PageState.METADATA: ("Metadata", "the firmware's records of a guest's swapped pages"),
+    PageState.RECLAIM: ("Reclaim", "given back by the firmware and not yet unassigned, or inside a 2 MiB page"),
+    PageState.PRE_GUEST: ("Pre-Guest", "a guest's, which may not use it yet"),
+    PageState.PRE_SWAP: ("Pre-Swap", "a guest's, accepted by it and frozen"),
+    PageState.GUEST_INVALID: ("Guest-Invalid", "a guest's, not accepted by it"),
+    PageState.GUEST_VALID: ("Guest-Valid", "a guest's, accepted by it"),
+    PageState.FIRMWARE_IOMMU: ("Firmware-IOMMU", "the firmware's buffer for the IOMMU's events"),
+    PageState.INVALID: ("invalid", "an entry that no state has"),
+}
+"""Names of the states in the words of AMD's ABI specification, and what they mean."""
+
+PAGE_FAULT_BITS = (
+    (0, "P", "the page is present"),
+    (1, "W", "write"),
+    (2, "US", "at CPL 3"),
+    (3, "RSV", "reserved bits are set in an entry"),
+    (4, "I/D", "instruction fetch"),
+    (5, "PK", "protection key"),
+    (6, "SS", "shadow-stack access"),
+    (15, "SGX", "SGX access control"),
+    (31, "RMP", "the RMP forbids it"),
+)
+"""Bits of a #PF error code."""
+
+NESTED_FAULT_BITS = (
+    *PAGE_FAULT_BITS[:5],
+    (6, "SS", "shadow-stack access"),
+    (31, "RMP", "the RMP forbids it"),
+    (32, "FINAL", "at the final address"),
+    (33, "WALK", "at a page table of the guest"),
+    (34, "ENC", "private: the guest's C-bit was set"),
+    (35, "SIZEM", "the RMP's page is 2 MiB; the nested mapping or the operand is 4 KiB"),
+    (36, "VMPL", "the page's permissions for the VMPL forbid it"),
+    (37, "SSS", "supervisor shadow-stack attribute"),
+    (48, "IMPLICIT", "KVM's own: an implicit access"),
+    (49, "PRIVATE", "KVM's own: a private access"),
+)
+"""Bits of EXITINFO1 of a nested page fault."""
 
 
 class Field(NamedTuple):
@@ -124,6 +174,28 @@ def permissions(byte: int) -> str:
     return text if byte < 1 << len(PERMISSION_LETTERS) else f"{text}+{byte & 0xE0:#x}"
 
 
+def _gpa_meaning(lo: int) -> str:
+    """What the gpa field of an entry holds; on pages of the firmware its top is a tag (rmp §1.3)."""
+    gpa = lo >> 12 & 0x7F_FFFF_FFFF
+    tag, rest = gpa >> 36, gpa & (1 << 36) - 1
+    if not (lo & 1 and lo & 4 and lo >> 51 & 0x3FF == 0 and tag):
+        return f"guest physical address {gpa << 12:#x}"
+    if tag == 1:
+        return f"not an address: firmware type tag 1, metadata of the guest with its context page at {rest << 12:#x}"
+    return f"not an address: firmware type tag {tag}" + (", the IOMMU's" if tag == 2 else "")
+
+
+def state_name(state: PageState) -> str:
+    """A page's state in the words of the ABI: ``Guest-Valid``."""
+    return STATES[state][0]
+
+
+def describe_state(lo: int) -> str:
+    """The state of an entry by its low quadword, and what it means."""
+    name, meaning = STATES[page_state(lo)]
+    return f"{name}: {meaning}"
+
+
 def decode_rmp_entry(lo: int, hi: int) -> list[Field]:
     """A raw 16-byte RMP entry (Zen 3 and Zen 4) field by field."""
     assigned, immutable, asid = lo & 1, lo >> 2 & 1, lo >> 51 & 0x3FF
@@ -136,16 +208,12 @@ def decode_rmp_entry(lo: int, hi: int) -> list[Field]:
         owner = "a guest's"
     else:
         owner = "the firmware's, or inside a 2 MiB page"
-    if assigned and immutable and asid == 0 and gpa >> 36:
-        gpa_meaning = f"not an address: firmware type tag {gpa >> 36}"
-    else:
-        gpa_meaning = f"guest physical address {gpa << 12:#x}"
     fields = [
         Field("0", "assigned", assigned, owner),
         Field("1", "page_size", lo >> 1 & 1, "2 MiB" if lo & 2 else "4 KiB"),
         Field("2", "immutable", immutable, "software may not change it" if immutable else "software may change it"),
         Field("11:3", "subpage_count", lo >> 3 & 0x1FF, "other assigned pages of the 2 MiB region (aligned page only)"),
-        Field("50:12", "gpa", gpa, gpa_meaning),
+        Field("50:12", "gpa", gpa, _gpa_meaning(lo)),
         Field("60:51", "asid", asid, "busy mark of the firmware" if asid == 0x3FF else "owner's address space id"),
         Field("61", "vmsa", lo >> 61 & 1, "may be used as a VMSA" if lo >> 61 & 1 else "may not be used as a VMSA"),
         Field("62", "validated", lo >> 62 & 1, "accepted by the guest" if lo >> 62 & 1 else "not accepted by a guest"),
@@ -189,3 +257,63 @@ def describe_rmp_entry(lo: int, hi: int) -> str:
         else:
             words.append(f"{field.name}={field.value:#x}")
     return " ".join(words)
+
+
+def _code_fields(code: int, bits: Iterable[tuple[int, str, str]]) -> list[Field]:
+    fields = []
+    rest = code
+    for bit, name, meaning in bits:
+        fields.append(Field(str(bit), name, code >> bit & 1, meaning))
+        rest &= ~(1 << bit)
+    if rest:
+        fields.append(Field("others", "other", rest, "bits without a name here"))
+    return fields
+
+
+def decode_page_fault(code: int) -> list[Field]:
+    """The error code of a #PF bit by bit."""
+    return _code_fields(code, PAGE_FAULT_BITS)
+
+
+def decode_nested_fault(code: int) -> list[Field]:
+    """EXITINFO1 of a #VMEXIT(NPF) bit by bit."""
+    return _code_fields(code, NESTED_FAULT_BITS)
+
+
+def _code_names(fields: Iterable[Field]) -> str:
+    names = [
+        f"{field.name}={field.value:#x}" if field.name == "other" else field.name for field in fields if field.value
+    ]
+    return " ".join(names) or "0"
+
+
+def _access(code: int) -> str:
+    return "instruction fetch" if code & 1 << 4 else "write" if code & 1 << 1 else "read"
+
+
+def describe_page_fault(code: int) -> str:
+    """One short line: ``P W RMP: supervisor write, refused by the RMP``."""
+    text = f"{_code_names(decode_page_fault(code))}: {'user' if code & 1 << 2 else 'supervisor'} {_access(code)}"
+    if code & 1 << 31:
+        text += ", refused by the RMP"
+    elif code & 1 << 3:
+        text += ", reserved bits in an entry"
+    else:
+        text += ", refused by the page tables" if code & 1 else ", the page is not present"
+    return text
+
+
+def describe_nested_fault(code: int) -> str:
+    """One short line: ``P US RMP ENC SIZEM: private read, RMP 2 MiB but 4 KiB mapped or asked``."""
+    text = f"{_code_names(decode_nested_fault(code))}: {'private' if code >> 34 & 1 else 'shared'} {_access(code)}"
+    if code >> 33 & 1:
+        text += " of a page table of the guest"
+    if code >> 35 & 1:
+        return f"{text}, the RMP has a 2 MiB page where 4 KiB is mapped or asked for"
+    if code >> 36 & 1:
+        return f"{text}, the VMPL has no permission"
+    if code >> 31 & 1:
+        return f"{text}, refused by the RMP"
+    if code >> 3 & 1:
+        return f"{text}, reserved bits in an entry"
+    return f"{text}, refused by the nested page tables" if code & 1 else f"{text}, not mapped"

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from rmpcore.maps import PAGE_SIZE
 from rmpcore.pages import Pages, mapped_bytes
+from rmpcore.placement import coverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,14 +94,18 @@ def rmp_cells(pages: Pages, grid: Grid) -> npt.NDArray[np.int64]:
     not cover the cell, or what it covers is not memory."""
     cells = grid.rows * COLUMNS
     share = np.full(cells, -1, dtype=np.int64)
-    if pages.map.rmp is None:
+    covered = [
+        (max(base, first), min(base + size, first + length))
+        for first, length in coverage(pages.map)
+        for base, size in pages.map.memory
+        if base < first + length and first < base + size
+    ]
+    if not covered:
         return grid.shape(share)
-    base, end = pages.map.rmp
-    covered = float(max(0, (end + 1 - base - 0x4000) // 16) * PAGE_SIZE)
-    ranges = np.array(pages.map.memory, dtype=np.float64)
-    points = np.column_stack((ranges[:, 0], ranges[:, 0] + ranges[:, 1])).ravel()
-    sizes = np.cumsum(ranges[:, 1])
-    below = np.interp(np.minimum(grid.edges, covered), points, np.column_stack((sizes - ranges[:, 1], sizes)).ravel())
+    points = np.array(covered, dtype=np.float64)
+    lengths = points[:, 1] - points[:, 0]
+    sizes = np.cumsum(lengths)
+    below = np.interp(grid.edges, points.ravel(), np.column_stack((sizes - lengths, sizes)).ravel())
     memory = np.diff(below) / PAGE_SIZE
     frames = pages.state.rmp["pfn"][pages.state.rmp["lo"] & np.uint64(1) != 0]
     index = frames // np.uint64(grid.cell // PAGE_SIZE)
@@ -218,7 +223,7 @@ def plot(pages: Pages, path: str, title: str) -> bytes:
 
 
 def _rmp_title(pages: Pages) -> str:
-    if pages.map.rmp is None:
+    if pages.map.rmp is None and pages.map.segmented is None:
         return "RMP: none, no SNP"
     assigned = int(np.count_nonzero(pages.state.rmp["lo"] & np.uint64(1)))
     return f"RMP ({assigned:,} frames assigned, {_amount(assigned * PAGE_SIZE)})"
