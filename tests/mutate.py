@@ -1,6 +1,7 @@
-"""Is each rule of docs/direct-map.md held by a test?  ``python tests/mutate.py --jobs 2`` breaks one after another.
+"""Is each rule held by a test?  ``python tests/mutate.py --jobs 2`` breaks one after another.
 
-A mutation is one change of the C core that breaks one rule.  Each is built into a package of its own (only what the
+A mutation is one change of the C core that breaks one rule of docs/direct-map.md (here) or docs/rmp.md
+(mutations_rmp.py).  Each is built into a package of its own (only what the
 change touches is compiled again), and the tests named beside it run on it: one of them has to fail.  Exit 1 if a
 mutation survives, or if the text that it replaces is not there exactly once (then the core has changed: adapt it).
 Needs a C compiler and the generated src/rmpcore/_native.c, which any build leaves behind.
@@ -19,7 +20,9 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+
+import mutations_rmp
+from mutation import Mutation, mutation
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILE = ["gcc", "-std=c11", "-O1", "-w", "-fPIC", "-Iinclude"]
@@ -30,6 +33,7 @@ PTE = "include/rmpcore/pte.h"
 CPA_H = "include/rmpcore/cpa.h"
 CPA = "csrc/cpa.c"
 DMAP = "csrc/dmap.c"
+WALK = "csrc/dmap_internal.h"
 KERNEL = "csrc/kernel.c"
 MEM = "csrc/mem.c"
 OP = "csrc/op.c"
@@ -42,20 +46,6 @@ LOOKUP = "test_lookup.py"
 OPS = "test_ops.py"
 SET = "test_set_memory.py"
 VALIDATE = "test_validate.py"
-
-
-class Mutation(NamedTuple):
-    """rule: section of docs/direct-map.md, and what is broken; tests: files, or file::test."""
-
-    rule: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
-
-def mutation(rule: str, file: str, old: str, new: str, *tests: str) -> Mutation:
-    return Mutation(rule, file, old, new, tests)
 
 
 MUTATIONS = (
@@ -321,7 +311,7 @@ MUTATIONS = (
         CHANGE,
     ),
     # §3
-    mutation("§3.3 level 1: the slot even if zero", DMAP, "if (level > 1 && !*entry)", "if (!*entry)", LOOKUP),
+    mutation("§3.3 level 1: the slot even if zero", WALK, "if (level == 1 || *entry)", "if (*entry)", LOOKUP),
     mutation(
         "§3.2 a not-present entry above level 1 is found",
         PTE,
@@ -329,8 +319,8 @@ MUTATIONS = (
         "return level > 1 && !(raw & RMPC_PTE_PSE);",
         LOOKUP,
     ),
-    mutation("§3 RW is the AND", DMAP, "walk.rw = walk.rw && (*entry & RMPC_PTE_RW);", "", LOOKUP),
-    mutation("§3 NX is the OR", DMAP, "walk.nx = walk.nx || (*entry & RMPC_PTE_NX);", "", LOOKUP),
+    mutation("§3 RW is the AND", WALK, "        all &= pointer;\n", "", LOOKUP),
+    mutation("§3 NX is the OR", WALK, "        any |= pointer;\n", "", LOOKUP),
     # §4
     mutation(
         "§4 nothing asked for, nothing touched",
@@ -1019,7 +1009,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutations whose rule contains this text")
     args = parser.parse_args()
     start = time.monotonic()
-    chosen = [each for each in MUTATIONS if args.only in each.rule]
+    chosen = [each for each in MUTATIONS + mutations_rmp.MUTATIONS if args.only in each.rule]
     stale = [each for each in chosen if (ROOT / each.file).read_text().count(each.old) != 1]
     for each in stale:
         print(f"{each.rule}: {each.file} does not have exactly once: {each.old!r}")
