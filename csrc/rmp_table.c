@@ -89,9 +89,18 @@ static unsigned rst_limit(const struct rmpc_hardware *hardware)
 }
 
 /* The segment table; NULL: not backed. */
-static const uint64_t *segment_table(const struct rmpc_rmp_msrs *msrs, const struct rmpc_mem *mem)
+static const uint8_t *segment_table(const struct rmpc_rmp_msrs *msrs, const struct rmpc_mem *mem)
 {
     return rmpc_mem_at(mem, msrs->base + RMPC_RMP_BOOKKEEPING, RMPC_RST_ENTRIES * sizeof(uint64_t));
+}
+
+/* An entry of it, which may lie anywhere: whether the base is aligned is still to be checked. */
+static uint64_t rst_entry(const uint8_t *rst, size_t i)
+{
+    uint64_t raw;
+
+    memcpy(&raw, rst + i * sizeof(raw), sizeof(raw));
+    return raw;
 }
 
 /* Bytes of addresses that a segment covers: not more than it is large. */
@@ -126,7 +135,7 @@ static enum rmpc_status probe_contiguous(const struct rmpc_rmp_msrs *msrs, const
 static enum rmpc_status probe_segmented(const struct rmpc_rmp_msrs *msrs, const struct rmpc_mem *mem,
                                         const struct rmpc_hardware *hardware, uint64_t max_pfn)
 {
-    const uint64_t *rst = segment_table(msrs, mem);
+    const uint8_t *rst = segment_table(msrs, mem);
     unsigned shift = cfg_shift(msrs);
     uint64_t end = 0;
 
@@ -140,9 +149,9 @@ static enum rmpc_status probe_segmented(const struct rmpc_rmp_msrs *msrs, const 
         uint64_t start = (uint64_t)i << shift;
 
         /* the kernel goes by the last segment below the top of memory; holes before it escape it */
-        if (i <= (RMPC_PHYSICAL_LIMIT - 1) >> shift && (rst[i] & RMPC_RST_COVERED) &&
+        if (i <= (RMPC_PHYSICAL_LIMIT - 1) >> shift && (rst_entry(rst, i) & RMPC_RST_COVERED) &&
             start < max_pfn << RMPC_PAGE_SHIFT)
-            end = start + covered_bytes(rst[i], shift);
+            end = start + covered_bytes(rst_entry(rst, i), shift);
     }
     return end < max_pfn << RMPC_PAGE_SHIFT ? RMPC_ERR_RMP_COVER : RMPC_OK;
 }
@@ -163,7 +172,7 @@ static uint64_t words_for(uint64_t frames)
 }
 
 /* What hardware takes when RMP_CFG is written, and when SNP is enabled (section 1.7). */
-static enum rmpc_status check_segmented(const struct rmpc_rmp_msrs *msrs, const uint64_t *rst,
+static enum rmpc_status check_segmented(const struct rmpc_rmp_msrs *msrs, const uint8_t *rst,
                                         const struct rmpc_hardware *hardware)
 {
     unsigned shift = cfg_shift(msrs);
@@ -177,7 +186,7 @@ static enum rmpc_status check_segmented(const struct rmpc_rmp_msrs *msrs, const 
     if (!rst)
         return RMPC_ERR_RANGE;
     for (unsigned i = 0; hardware->segment_limit && i < rst_limit(hardware); i++)
-        if (rst[i] & RMPC_RST_RESERVED)
+        if (rst_entry(rst, i) & RMPC_RST_RESERVED)
             return RMPC_ERR_RMP_CONFIG;
     return RMPC_OK;
 }
@@ -236,7 +245,7 @@ static enum rmpc_status read_segments(const struct rmpc_rmp_msrs *msrs, const st
 {
     struct rmpc_rmp_segment segment;
     enum rmpc_status status;
-    const uint64_t *rst;
+    const uint8_t *rst;
 
     if (rmpc_hardware_check(hardware) != RMPC_OK)
         return RMPC_ERR_ARGUMENT;
@@ -256,7 +265,7 @@ static enum rmpc_status read_segments(const struct rmpc_rmp_msrs *msrs, const st
         return RMPC_ERR_RANGE;
     room->segments = segment_count(msrs, hardware);
     for (size_t i = 0; i < room->segments; i++) {
-        if (!read_segment(rst[i], cfg_shift(msrs), mem, &segment))
+        if (!read_segment(rst_entry(rst, i), cfg_shift(msrs), mem, &segment))
             return RMPC_ERR_RANGE;
         room->words += (size_t)words_for(segment.frames);
         if (segments)

@@ -64,7 +64,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         SEGMENTS,
     ),
     dropped("rmp §1.7 a part without segments", TABLE, "!hardware->segmented", SEGMENTS),
-    dropped("rmp §1.7 reserved bits refuse", TABLE, "rst[i] & RMPC_RST_RESERVED", SEGMENTS),
+    dropped("rmp §1.7 reserved bits refuse", TABLE, "rst_entry(rst, i) & RMPC_RST_RESERVED", SEGMENTS),
     mutation("rmp §1.7 reserved segments", TABLE, "segment->reserved = raw & RMPC_RST_RESERVED;", "", SEGMENTS),
     mutation(
         "rmp §1.7 NumSegReduction",

@@ -415,12 +415,8 @@ cdef class NativeMachine:
 
     cdef int _write_segment_table(self, segmented) except -1:
         # As firmware leaves it in memory, where the C core reads it.
-        cdef uint64_t *table = <uint64_t *>rmpc_mem_at(&self.mem, segmented.base + 0x4000, 4096)
-        cdef size_t i
-        if table == NULL:
-            raise RmpError(f"segmented RMP {segmented.base:#x}: base is not a multiple of 1 MiB")
-        for i, raw in enumerate(segmented.rst):
-            table[i] = raw
+        cdef bytes table = np.array(segmented.rst, dtype="<u8").tobytes()
+        self._must(rmpc_mem_write(&self.mem, segmented.base + 0x4000, <const char *>table, len(table)), "segment table")
         return 0
 
     cdef int _boot(self) except -1:

@@ -44,7 +44,7 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         void *user
         uint64_t fail_skip
         uint64_t fail_count
-    void *rmpc_mem_at(const rmpc_mem *mem, uint64_t pa, uint64_t size)
+    rmpc_status rmpc_mem_write(const rmpc_mem *mem, uint64_t pa, const void *data, size_t size)
     rmpc_status rmpc_extents_check(const rmpc_extent *extents, size_t count)
     struct rmpc_pool:
         const rmpc_mem *mem
