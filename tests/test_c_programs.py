@@ -1,4 +1,4 @@
-"""What only a C program can see: bytes in simulated memory, and many threads on one table (tests/c/)."""
+"""What only a C program can see: bytes in simulated memory, calls in bulk, many threads on one table (tests/c/)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def run(name: str, tmp_path: Path, *arguments: str) -> str:
 def test_layout(tmp_path: Path) -> None:
     """rmp §1.1, §1.6, §1.7: entries and counters are where the rules say, byte for byte."""
     assert run("layout", tmp_path) == ""
+
+
+def test_checks_in_bulk(tmp_path: Path) -> None:
+    """rmp §3.2: many accesses in one call, as one by one; entries that were written past the library (§3.1)."""
+    assert run("checks", tmp_path) == ""
 
 
 def test_threads_on_one_table(tmp_path: Path) -> None:

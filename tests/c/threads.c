@@ -174,7 +174,7 @@ static void check_accesses(struct worker *w)
     }
 }
 
-/* Keep the half assigned region moving: page 0 is even, and comes and goes. */
+/* Give an assigned page of the half assigned region to another guest: it stays assigned. */
 static void stir(struct worker *w)
 {
     update(w, HALF * RMPC_REGION_FRAMES + 1 + 2 * draw(w, RMPC_REGION_FRAMES / 2), true, false, false, w->asid);
