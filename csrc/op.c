@@ -218,31 +218,26 @@ static enum rmpc_status list_address(struct rmpc_machine *machine, const struct 
     return RMPC_OK;
 }
 
-void rmpc_result_of(const struct rmpc_outcome *outcome, struct rmpc_result *result)
+void rmpc_result_of(struct rmpc_outcome outcome, struct rmpc_result *result)
 {
     static const uint8_t kinds[RMPC_OUTCOME_END] = {
         [RMPC_OUTCOME_ALLOWED] = RMPC_RESULT_ALLOWED, [RMPC_OUTCOME_CODE] = RMPC_RESULT_CODE,
         [RMPC_OUTCOME_FAULT] = RMPC_RESULT_FAULT,     [RMPC_OUTCOME_NPF] = RMPC_RESULT_NPF,
         [RMPC_OUTCOME_INVALID] = RMPC_RESULT_INVALID, [RMPC_OUTCOME_IOMMU] = RMPC_RESULT_IOMMU};
 
-    result->kind = kinds[outcome->kind];
-    result->ret = outcome->kind == RMPC_OUTCOME_INVALID ? -1 : (int32_t)outcome->code;
-    result->flags = outcome->cf ? RMPC_RESULT_CF : 0;
-    result->reason = outcome->reason;
-    result->value = outcome->info;
-    result->value2 = outcome->address;
-}
-
-static void from_outcome(struct rmpc_outcome outcome, struct rmpc_result *result)
-{
-    rmpc_result_of(&outcome, result);
+    result->kind = kinds[outcome.kind];
+    result->ret = outcome.kind == RMPC_OUTCOME_INVALID ? -1 : (int32_t)outcome.code;
+    result->flags = outcome.cf ? RMPC_RESULT_CF : 0;
+    result->reason = outcome.reason;
+    result->value = outcome.info;
+    result->value2 = outcome.address;
 }
 
 /* The same for an access, which is worth an event if it was refused. */
 static void from_access(const struct rmpc_host *host, struct rmpc_outcome outcome, uint64_t pa,
                         struct rmpc_result *result)
 {
-    from_outcome(outcome, result);
+    rmpc_result_of(outcome, result);
     if (outcome.kind != RMPC_OUTCOME_ALLOWED)
         rmpc_report(host->events, RMPC_EVENT_FAULT, result->kind, result->ret, pa, result->value, result->reason);
 }
@@ -281,6 +276,12 @@ static struct rmpc_mode mode_of(const struct rmpc_op *op)
     return mode;
 }
 
+/* How many VMPLs there are; without an RMP, as many as any part has. */
+static uint32_t vmpls_of(const struct rmpc_rmp *rmp)
+{
+    return rmp ? rmp->hardware.vmpls : 4;
+}
+
 static enum rmpc_status do_guest_insn(const struct rmpc_machine *machine, const struct rmpc_op *op,
                                       struct rmpc_result *result)
 {
@@ -290,14 +291,14 @@ static enum rmpc_status do_guest_insn(const struct rmpc_machine *machine, const 
     uint64_t rcx = 0;
     uint64_t rdx = op->rdx;
 
-    if (op->level < 1 || op->level > 3 || cpu->mode.vmpl >= (rmp ? rmp->hardware.vmpls : 4))
+    if (op->level < 1 || op->level > 3 || cpu->mode.vmpl >= vmpls_of(rmp))
         return RMPC_ERR_ARGUMENT;
     if (op->op == RMPC_OP_INSN_PVALIDATE) {
-        from_outcome(rmpc_pvalidate(rmp, cpu, op->va, op->rcx, op->rdx, &page), result);
+        rmpc_result_of(rmpc_pvalidate(rmp, cpu, op->va, op->rcx, op->rdx, &page), result);
     } else if (op->op == RMPC_OP_INSN_RMPADJUST) {
-        from_outcome(rmpc_rmpadjust(rmp, cpu, op->va, op->rcx, op->rdx, &page), result);
+        rmpc_result_of(rmpc_rmpadjust(rmp, cpu, op->va, op->rcx, op->rdx, &page), result);
     } else {
-        from_outcome(rmpc_rmpquery(rmp, cpu, op->va, &rcx, &rdx, &page), result);
+        rmpc_result_of(rmpc_rmpquery(rmp, cpu, op->va, &rcx, &rdx, &page), result);
         if (result->kind == RMPC_RESULT_CODE && result->ret == RMPC_CODE_SUCCESS) {
             result->value = rcx;
             result->value2 = rdx;
@@ -321,7 +322,7 @@ static enum rmpc_status do_access(const struct rmpc_machine *machine, const stru
                                        .c = op->mode & RMPC_MODE_C};
     const struct rmpc_rmp *rmp = machine->host.rmp;
 
-    if (!rmpc_access_is_valid(&access, rmp ? rmp->hardware.vmpls : 4))
+    if (!rmpc_access_is_valid(&access, vmpls_of(rmp)))
         return RMPC_ERR_ARGUMENT;
     from_access(&machine->host, rmpc_rmp_check(rmp, &access), op->addr, result);
     return RMPC_OK;
@@ -400,14 +401,14 @@ static enum rmpc_status apply(struct rmpc_machine *machine, const struct rmpc_op
     switch ((enum rmpc_op_code)op->op) {
     case RMPC_OP_INSN_RMPUPDATE:
         state.high |= op->count;
-        from_outcome(rmpc_rmpupdate(host->rmp, host->cpu, op->addr, state), result);
+        rmpc_result_of(rmpc_rmpupdate(host->rmp, host->cpu, op->addr, state), result);
         break;
     case RMPC_OP_INSN_PSMASH:
-        from_outcome(rmpc_psmash(host->rmp, host->cpu, op->addr), result);
+        rmpc_result_of(rmpc_psmash(host->rmp, host->cpu, op->addr), result);
         break;
     case RMPC_OP_INSN_RMPREAD:
         state = (struct rmpc_rmp_state){0, 0};
-        from_outcome(rmpc_rmpread(host->rmp, host->cpu, op->addr, &state), result);
+        rmpc_result_of(rmpc_rmpread(host->rmp, host->cpu, op->addr, &state), result);
         if (result->kind == RMPC_RESULT_CODE) {
             result->value = state.gpa;
             result->value2 = state.high;
@@ -543,20 +544,20 @@ void rmpc_machine_apply(struct rmpc_machine *machine, const struct rmpc_op *op, 
 /* Fetch what an op on the RMP will need.  Ops on frames have the frame where others have its address. */
 __attribute__((always_inline)) static inline void prefetch(const struct rmpc_machine *machine, const struct rmpc_op *op)
 {
+    if (!machine->host.rmp)
+        return;
     switch (op->op) {
     case RMPC_OP_INSN_RMPUPDATE:
     case RMPC_OP_INSN_PVALIDATE:
     case RMPC_OP_INSN_RMPADJUST:
     case RMPC_OP_ACCESS:
-        if (machine->host.rmp)
-            rmpc_rmp_prefetch(machine->host.rmp, op->addr >> RMPC_PAGE_SHIFT);
+        rmpc_rmp_prefetch(machine->host.rmp, op->addr >> RMPC_PAGE_SHIFT);
         break;
     case RMPC_OP_RMPUPDATE:
     case RMPC_OP_RMP_MAKE_PRIVATE:
     case RMPC_OP_RMP_MAKE_SHARED:
     case RMPC_OP_HOST_WRITE:
-        if (machine->host.rmp)
-            rmpc_rmp_prefetch(machine->host.rmp, op->addr);
+        rmpc_rmp_prefetch(machine->host.rmp, op->addr);
         break;
     default:
         break;

@@ -42,22 +42,18 @@ static struct rmpc_outcome reserved_fault(void)
     return rmpc_outcome_fault(RMPC_VECTOR_PF, RMPC_FAULT_P | RMPC_FAULT_RSV, 0, RMPC_REASON_RESERVED);
 }
 
-/* FAIL_INUSE or FAIL_OVERLAP, by who works in the region (section 2.2, row 7; section 1.3). */
-static struct rmpc_outcome busy(uint32_t owner)
-{
-    struct rmpc_outcome outcome =
-        rmpc_outcome_code(owner & WORD_FIRMWARE ? RMPC_CODE_FAIL_OVERLAP : RMPC_CODE_FAIL_INUSE);
-
-    outcome.transient = true;
-    return outcome;
-}
-
-static struct rmpc_outcome injected_code(uint32_t code)
+static struct rmpc_outcome transient(uint32_t code)
 {
     struct rmpc_outcome outcome = rmpc_outcome_code(code);
 
     outcome.transient = true;
     return outcome;
+}
+
+/* FAIL_INUSE or FAIL_OVERLAP, by who works in the region (section 2.2, row 7; section 1.3). */
+static struct rmpc_outcome busy(uint32_t owner)
+{
+    return transient(owner & WORD_FIRMWARE ? RMPC_CODE_FAIL_OVERLAP : RMPC_CODE_FAIL_INUSE);
 }
 
 /* What an entry counts in the counter of its ASID (section 1.6). */
@@ -232,7 +228,7 @@ struct rmpc_outcome rmpc_rmpupdate(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, u
     if (cpu->mode.user)
         return fault(RMPC_VECTOR_GP);
     injected = take_injected(&cpu->inject);
-    outcome = injected ? injected_code(injected) : do_rmpupdate(rmp, cpu, pa, input);
+    outcome = injected ? transient(injected) : do_rmpupdate(rmp, cpu, pa, input);
     if (outcome.kind != RMPC_OUTCOME_CODE)
         return outcome;
     cpu->counters.rmpupdate++;
@@ -299,7 +295,7 @@ struct rmpc_outcome rmpc_psmash(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, uint
     if (cpu->mode.user)
         return fault(RMPC_VECTOR_GP);
     injected = take_injected(&cpu->inject);
-    outcome = injected ? injected_code(injected) : do_psmash(rmp, cpu, pa);
+    outcome = injected ? transient(injected) : do_psmash(rmp, cpu, pa);
     if (outcome.kind != RMPC_OUTCOME_CODE)
         return outcome;
     cpu->counters.psmash++;

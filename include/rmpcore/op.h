@@ -189,7 +189,7 @@ const char *rmpc_op_name(unsigned op);
 unsigned rmpc_op_flags(unsigned op);
 
 /* What came of an instruction or an access, as a result: kind, ret, flags, reason, value and value2. */
-void rmpc_result_of(const struct rmpc_outcome *outcome, struct rmpc_result *result);
+void rmpc_result_of(struct rmpc_outcome outcome, struct rmpc_result *result);
 
 /* Bits of mode that an op uses. */
 uint32_t rmpc_op_mode(unsigned op);

@@ -617,7 +617,7 @@ cdef class NativeMachine:
                                         &memory, &decoded)
         if decoded.insn == RMPC_INSN_NONE:
             return Executed(None, 0, Result(0), registers)
-        rmpc_result_of(&outcome, &result)
+        rmpc_result_of(outcome, &result)
         done = result.kind == 1 and result.ret == 0
         name = _INSTRUCTIONS[<int>decoded.insn]
         if done and name == "RMPQUERY":

@@ -334,7 +334,7 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
     const char *rmpc_op_name(unsigned op)
     unsigned rmpc_op_flags(unsigned op)
     uint32_t rmpc_op_mode(unsigned op)
-    void rmpc_result_of(const rmpc_outcome *outcome, rmpc_result *result)
+    void rmpc_result_of(rmpc_outcome outcome, rmpc_result *result)
     void rmpc_machine_apply(rmpc_machine *machine, const rmpc_op *op, rmpc_result *result)
     void rmpc_machine_run(rmpc_machine *machine, const rmpc_op *ops, size_t count, rmpc_result *results)
 
