@@ -248,7 +248,7 @@ uint64_t bench_host_writes(struct bench *b)
     for (uint64_t i = 0; i < b->frame_count; i += 256) {
         uint64_t count = b->frame_count - i < 256 ? b->frame_count - i : 256;
 
-        rmpc_host_access_all(&b->host, b->frames + i, count, true, outcomes);
+        rmpc_host_access_all(&b->host, b->frames + i, count, RMPC_HOST_WRITE, outcomes);
         for (uint64_t j = 0; j < count; j++)
             refused += outcomes[j].kind != RMPC_OUTCOME_ALLOWED;
     }

@@ -304,23 +304,24 @@ static int change_aliases(struct run *run, uint64_t va, uint64_t pfn, uint64_t p
     return 0;
 }
 
-/* ---- collapse: section 8 ---- */
+/* ---- collapse: section 8, and host section 6.4 ---- */
 
-/* The leaf that could stand for this table, as a raw entry of `level`; 0: its entries do not fit together. */
-static uint64_t whole_leaf(const struct rmpc_dmap *dmap, const uint64_t *table, int level)
+/* The leaf that could stand for this table, as a raw entry of `level`; 0: its entries do not fit together.
+ *   ignored  flags that small entries may have or not; the leaf has none of them */
+static uint64_t whole_leaf(const struct rmpc_dmap *dmap, const uint64_t *table, int level, uint64_t ignored)
 {
     const uint64_t c_bit = dmap->config.c_bit;
     const int below = level - 1;
     const uint64_t address = rmpc_pte_address(table[0], below, c_bit);
-    const uint64_t flags = rmpc_pte_flags(table[0], below, c_bit);
+    const uint64_t flags = rmpc_pte_flags(table[0], below, c_bit) & ~ignored;
     const uint64_t leaf = RMPC_PTE_P | (level == 3 ? RMPC_PTE_PSE : 0);
 
     if ((flags & leaf) != leaf || address % rmpc_level_size(level))
         return 0;
-    if (level == 2 && (flags & RMPC_PTE_KERNEL_4K))
+    if (level == 2 && dmap->config.kernel.mark_4k && (flags & RMPC_PTE_KERNEL_4K))
         return 0;
     for (unsigned i = 1; i < TABLE_ENTRIES; i++)
-        if (table[i] != rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit))
+        if ((table[i] & ~ignored) != rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit))
             return 0;
     return rmpc_pte_make(address, level == 2 ? rmpc_pte_to_large(flags) | RMPC_PTE_PSE : flags, c_bit);
 }
@@ -334,9 +335,14 @@ static void count_collapse(struct rmpc_dmap *dmap, uint64_t va, int level)
     dmap->counters.collapses[level]++;
 }
 
-/* Replace the table under va's entry of this level by a leaf, if its entries allow.  The table, which no longer maps
- * anything, is hung at the end of the list whose last link *last points to; its own first word is the new end. */
-static bool collapse(struct rmpc_dmap *dmap, uint64_t va, int level, uint64_t **last)
+/* Tables that are gone, oldest first, linked by their first words. */
+struct gone {
+    uint64_t first;
+    uint64_t *last; /* the link at the end */
+};
+
+/* Replace the table under va's entry of this level by a leaf, if its entries allow. */
+static bool collapse(struct rmpc_dmap *dmap, uint64_t va, int level, uint64_t ignored, struct gone *gone)
 {
     uint64_t *slot;
     uint64_t *table;
@@ -348,16 +354,34 @@ static bool collapse(struct rmpc_dmap *dmap, uint64_t va, int level, uint64_t **
         return false;
     page = *slot & RMPC_PTE_ADDRESS & ~dmap->config.c_bit;
     table = rmpc_table_at(dmap, *slot);
-    leaf = table ? whole_leaf(dmap, table, level) : 0;
+    leaf = table ? whole_leaf(dmap, table, level, ignored) : 0;
     if (!leaf)
         return false;
     count_collapse(dmap, va, level);
     *slot = leaf;
     rmpc_report(dmap->events, RMPC_EVENT_COLLAPSE, level, 0, va, leaf, page);
-    **last = page;
+    *gone->last = page;
     table[0] = RMPC_NO_PAGE;
-    *last = table;
+    gone->last = table;
     return true;
+}
+
+/* The flush after collapses; then the tables' pages are given back. */
+static void give_back(struct rmpc_dmap *dmap, const struct gone *gone)
+{
+    uint64_t page = gone->first;
+
+    if (page == RMPC_NO_PAGE)
+        return;
+    flush_all(dmap);
+    while (page != RMPC_NO_PAGE) {
+        const uint64_t next = *rmpc_table_at(dmap, page);
+
+        dmap->counters.table_pages--;
+        rmpc_report(dmap->events, RMPC_EVENT_TABLE_FREE, 0, 0, page, 0, 0);
+        rmpc_mem_free(dmap->mem, page);
+        page = next;
+    }
 }
 
 /* Put large pages back together in all that a call has touched. */
@@ -368,24 +392,37 @@ static void collapse_pages(struct rmpc_dmap *dmap, const struct rmpc_pages *page
     const uint64_t spans = pages->addresses
                                ? pages->count
                                : (pages->va - first + (pages->count << RMPC_PAGE_SHIFT) + span - 1) / span;
-    uint64_t freed = RMPC_NO_PAGE; /* pages of the tables that are gone, oldest first, linked by their first words */
-    uint64_t *last = &freed;
+    struct gone gone = {RMPC_NO_PAGE, &gone.first};
 
     for (uint64_t i = 0; i < spans; i++) {
         uint64_t va = pages->addresses ? pages->addresses[i] : first + i * span;
-        if (collapse(dmap, va, 2, &last) && dmap->config.large_level == 3)
-            collapse(dmap, va, 3, &last);
+        if (collapse(dmap, va, 2, 0, &gone) && dmap->config.large_level == 3)
+            collapse(dmap, va, 3, 0, &gone);
     }
-    if (freed == RMPC_NO_PAGE)
-        return;
-    flush_all(dmap);
-    while (freed != RMPC_NO_PAGE) {
-        const uint64_t page = freed;
-        freed = *rmpc_table_at(dmap, page);
-        dmap->counters.table_pages--;
-        rmpc_report(dmap->events, RMPC_EVENT_TABLE_FREE, 0, 0, page, 0, 0);
-        rmpc_mem_free(dmap->mem, page);
+    give_back(dmap, &gone);
+}
+
+void rmpc_dmap_restore(struct rmpc_dmap *dmap, uint64_t pfn,
+                       bool (*may_restore)(const void *user, uint64_t pfn, uint64_t pages), const void *user)
+{
+    const uint64_t va = rmpc_dmap_address(dmap, pfn);
+    const uint64_t mark = dmap->config.kernel.mark_4k ? RMPC_PTE_KERNEL_4K : 0;
+    struct gone gone = {RMPC_NO_PAGE, &gone.first};
+
+    for (int level = 2; level == 2 || (level == 3 && dmap->config.large_level == 3); level++) {
+        const uint64_t pages = rmpc_level_size(level) >> RMPC_PAGE_SHIFT;
+        const uint64_t *slot = rmpc_slot_at(dmap, va, level);
+
+        if (!slot)
+            break;
+        if (!rmpc_pte_is_table(*slot, level))
+            continue;
+        /* where the kernel chose small pages at boot, it had its reasons */
+        if ((*slot & ~(RMPC_PTE_ADDRESS & ~dmap->config.c_bit)) != (RMPC_PTE_SPLIT_TABLE | dmap->config.c_bit) ||
+            !may_restore(user, pfn & ~(pages - 1), pages) || !collapse(dmap, va, level, level == 2 ? mark : 0, &gone))
+            break;
     }
+    give_back(dmap, &gone);
 }
 
 /* ---- flushes: section 4, step 6 ---- */

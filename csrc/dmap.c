@@ -63,6 +63,15 @@ enum rmpc_status rmpc_dmap_init(struct rmpc_dmap *dmap, struct rmpc_mem *mem, co
     return RMPC_OK;
 }
 
+/* The address of the root table's slot 0, counted back from the kernel half: the root's upper half maps the upper half
+ * of the canonical addresses. */
+static uint64_t root_va(const struct rmpc_dmap *dmap)
+{
+    const int top = dmap->config.levels;
+
+    return (UINT64_MAX << (12 + 9 * top - 1)) - rmpc_level_size(top) * (TABLE_ENTRIES / 2);
+}
+
 /* Use this page of memory as the root table. */
 static void set_root(struct rmpc_dmap *dmap, uint64_t root)
 {
@@ -277,12 +286,8 @@ static void fill(struct boot *boot, uint64_t *table, uint64_t table_va, int leve
 static void map_piece(struct boot *boot, const struct piece *piece)
 {
     struct rmpc_dmap *dmap = boot->dmap;
-    const int top = dmap->config.levels;
-    const uint64_t half = UINT64_MAX << (12 + 9 * top - 1); /* where the kernel half of the root starts */
-    uint64_t *root = rmpc_table_at(dmap, dmap->root);
 
-    /* the root's upper half maps the upper half of the canonical addresses */
-    fill(boot, root, half - rmpc_level_size(top) * (TABLE_ENTRIES / 2), top, piece);
+    fill(boot, rmpc_table_at(dmap, dmap->root), root_va(dmap), dmap->config.levels, piece);
 }
 
 /* Section 2.1: map one range that is RAM throughout. */
@@ -551,11 +556,41 @@ static bool list_table(const struct listing *listing, uint64_t pointer, uint64_t
 void rmpc_dmap_list(const struct rmpc_dmap *dmap, uint64_t va, uint64_t size, int top_level,
                     bool (*report)(void *user, const struct rmpc_dmap_entry *entry), void *user)
 {
-    const int top = dmap->config.levels;
     struct listing listing = {dmap, va, va + (size - 1), top_level, report, user};
-    /* slot 0 of the root, counted back from the kernel half, so that addresses of its upper half are canonical */
-    uint64_t first = (UINT64_MAX << (12 + 9 * top - 1)) - rmpc_level_size(top) * (TABLE_ENTRIES / 2);
 
     if (size && dmap->root != RMPC_NO_PAGE)
-        list_table(&listing, dmap->root, first, top);
+        list_table(&listing, dmap->root, root_va(dmap), dmap->config.levels);
+}
+
+/* ---- census ---- */
+
+/* Count what of [first, last] lies in one table. */
+static void count_table(const struct rmpc_dmap *dmap, uint64_t pointer, uint64_t table_va, int level, uint64_t first,
+                        uint64_t last, struct rmpc_census *census)
+{
+    const uint64_t *table = rmpc_table_at(dmap, pointer);
+    const uint64_t size = rmpc_level_size(level);
+
+    for (unsigned i = 0; table && i < TABLE_ENTRIES; i++) {
+        const uint64_t va = table_va + i * size;
+
+        if (!table[i] || va + (size - 1) < first || va > last)
+            continue;
+        if (rmpc_pte_is_table(table[i], level))
+            count_table(dmap, table[i], va, level - 1, first, last, census);
+        else if (level <= 3 && (table[i] & RMPC_PTE_P))
+            census->leaves[level]++;
+        else if (level <= 3)
+            census->missing += size >> RMPC_PAGE_SHIFT;
+    }
+}
+
+void rmpc_dmap_census(const struct rmpc_dmap *dmap, struct rmpc_census *census)
+{
+    const uint64_t first = dmap->config.page_offset;
+
+    memset(census, 0, sizeof(*census));
+    if (dmap->root != RMPC_NO_PAGE)
+        count_table(dmap, dmap->root, root_va(dmap), dmap->config.levels, first, first + (rmpc_dmap_limit(dmap) - 1),
+                    census);
 }

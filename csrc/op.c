@@ -95,6 +95,8 @@ static const struct {
     [RMPC_OP_RMP_MARK_PAGES_FIRMWARE] = {"rmp_mark_pages_firmware", ADDR | COUNT, 0, SNP_HOST, 0},
     [RMPC_OP_SNP_RECLAIM_PAGES] = {"snp_reclaim_pages", ADDR | COUNT, 0, SNP_HOST, 0},
     [RMPC_OP_PAGE_STATE] = {"page_state", ADDR, 0, ANY, 0},
+    [RMPC_OP_KVM_READ_GUEST] = {"kvm_read_guest", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_KVM_WRITE_GUEST] = {"kvm_write_guest", ADDR | MAPPED, 0, ANY, 0},
 };
 
 const char *rmpc_op_name(unsigned op)
@@ -245,9 +247,9 @@ static void from_access(const struct rmpc_host *host, struct rmpc_outcome outcom
 static void from_update(int ret, struct rmpc_result *result)
 {
     result->ret = ret;
-    if (ret == RMPC_HANGS) {
+    if (ret >= RMPC_HANGS) {
         result->kind = RMPC_RESULT_HANG;
-        result->ret = RMPC_CODE_FAIL_OVERLAP;
+        result->ret = ret - RMPC_HANGS;
     }
 }
 
@@ -344,12 +346,30 @@ static enum rmpc_status do_vmrun(const struct rmpc_machine *machine, const struc
     return status;
 }
 
-static void do_host_access(const struct rmpc_host *host, const struct rmpc_op *op, struct rmpc_result *result)
+static enum rmpc_host_access_kind access_kind_of(unsigned op)
 {
-    int level;
-    struct rmpc_outcome outcome = rmpc_host_access(host, op->addr, op->op == RMPC_OP_HOST_WRITE, &level);
+    switch (op) {
+    case RMPC_OP_HOST_READ:
+        return RMPC_HOST_READ;
+    case RMPC_OP_HOST_WRITE:
+        return RMPC_HOST_WRITE;
+    case RMPC_OP_KVM_READ_GUEST:
+        return RMPC_KVM_READ;
+    default:
+        return RMPC_KVM_WRITE;
+    }
+}
 
-    from_access(host, outcome, op->addr << RMPC_PAGE_SHIFT, result);
+static void do_host_access(struct rmpc_host *host, const struct rmpc_op *op, struct rmpc_result *result)
+{
+    struct rmpc_outcome outcome;
+    int level;
+
+    host->counters.accesses++;
+    do {
+        outcome = rmpc_host_access(host, op->addr, access_kind_of(op->op), &level);
+        from_access(host, outcome, op->addr << RMPC_PAGE_SHIFT, result);
+    } while (outcome.kind != RMPC_OUTCOME_ALLOWED && rmpc_host_handle_fault(host, op->addr, outcome, level));
     result->level = (uint8_t)level;
 }
 
@@ -493,6 +513,8 @@ static enum rmpc_status apply(struct rmpc_machine *machine, const struct rmpc_op
         return do_access(machine, op, result);
     case RMPC_OP_HOST_READ:
     case RMPC_OP_HOST_WRITE:
+    case RMPC_OP_KVM_READ_GUEST:
+    case RMPC_OP_KVM_WRITE_GUEST:
         do_host_access(host, op, result);
         break;
     case RMPC_OP_SNP_INIT:
@@ -557,6 +579,7 @@ __attribute__((always_inline)) static inline void prefetch(const struct rmpc_mac
     case RMPC_OP_RMP_MAKE_PRIVATE:
     case RMPC_OP_RMP_MAKE_SHARED:
     case RMPC_OP_HOST_WRITE:
+    case RMPC_OP_KVM_WRITE_GUEST:
         rmpc_rmp_prefetch(machine->host.rmp, op->addr);
         break;
     default:

@@ -266,6 +266,16 @@ struct rmpc_outcome rmpc_rmp_check_host_write(const struct rmpc_rmp *rmp, uint64
     return reason == RMPC_REASON_NONE ? allowed : page_fault(va, true, false, reason);
 }
 
+bool rmpc_rmp_is_hypervisors(const struct rmpc_rmp *rmp, uint64_t pfn, uint64_t pages)
+{
+    struct place place;
+
+    for (uint64_t i = 0; i < pages; i += RMPC_REGION_FRAMES)
+        if (find(rmp, pfn + i, &place) && region_assigned(rmp, &place))
+            return false;
+    return true;
+}
+
 static bool is_page(const struct rmpc_rmp *rmp, uint64_t pa)
 {
     pa &= ~rmp->c_bit;

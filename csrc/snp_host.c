@@ -1,4 +1,4 @@
-/* The kernel's SNP host layer (host section 1). */
+/* The kernel's SNP host layer (host section 1) under the policies that were proposed for it (section 6). */
 #include "rmpcore/snp_host.h"
 
 #include "dmap_internal.h"
@@ -18,46 +18,164 @@ bool rmpc_pfn_valid(const struct rmpc_host *host, uint64_t pfn)
     return i < host->memory_count && host->memory[i].base < section + (UINT64_C(1) << RMPC_SECTION_SHIFT);
 }
 
+const char *rmpc_policy_name(unsigned policy)
+{
+    static const char names[RMPC_POLICY_END][16] = {
+        [RMPC_POLICY_UPSTREAM] = "upstream",       [RMPC_POLICY_NONE] = "none",
+        [RMPC_POLICY_RFC_V4] = "rfc-v4",           [RMPC_POLICY_UNMAP] = "unmap",
+        [RMPC_POLICY_UNMAP_FLUSH] = "unmap-flush", [RMPC_POLICY_KMAP] = "kmap",
+        [RMPC_POLICY_FAULT_SPLIT] = "fault-split", [RMPC_POLICY_MAP_4K] = "map-4k",
+        [RMPC_POLICY_SPLIT_RESTORE] = "split-restore"};
+
+    return policy < RMPC_POLICY_END ? names[policy] : NULL;
+}
+
+/* Can there be an entry of this level at this frame? */
+static bool is_place_for(const struct rmpc_host *host, uint64_t pfn, int level)
+{
+    if (level > 2 || !rmpc_pfn_valid(host, pfn))
+        return false;
+    return level < 2 || (pfn % RMPC_REGION_FRAMES == 0 && rmpc_pfn_valid(host, pfn + RMPC_REGION_FRAMES - 1));
+}
+
 int rmpc_adjust_direct_map(struct rmpc_host *host, uint64_t pfn, int level)
 {
     struct rmpc_walk walk;
 
-    if (level > 2 || !rmpc_pfn_valid(host, pfn))
+    if (!is_place_for(host, pfn, level))
         return -RMPC_EINVAL;
-    if (level == 2) {
-        /* a 2M entry needs no split: hardware judges even a 1 GiB mapping in 2 MiB pieces */
-        bool whole = pfn % RMPC_REGION_FRAMES == 0 && rmpc_pfn_valid(host, pfn + RMPC_REGION_FRAMES - 1);
-        return whole ? 0 : -RMPC_EINVAL;
-    }
+    if (level == 2) /* needs no split: hardware judges even a 1 GiB mapping in 2 MiB pieces */
+        return 0;
     walk = rmpc_dmap_lookup(host->dmap, rmpc_dmap_address(host->dmap, pfn));
     if (!walk.entry || !*walk.entry || walk.level == 1)
         return 0;
     return rmpc_set_memory(host->dmap, RMPC_SET_MEMORY_4K, rmpc_dmap_pages(host->dmap, pfn, 1));
 }
 
+/* ---- rmpupdate(): section 6.2 ---- */
+
+/* Take pages out of the direct map, one by one; on a failure those that are out go back in. */
+static int unmap_pages(struct rmpc_dmap *dmap, uint64_t pfn, uint64_t pages)
+{
+    for (uint64_t i = 0; i < pages; i++) {
+        if (!rmpc_set_direct_map_invalid_noflush(dmap, pfn + i))
+            continue;
+        for (uint64_t done = 0; done < i && !rmpc_set_direct_map_default_noflush(dmap, pfn + done);)
+            done++;
+        return -RMPC_EFAULT;
+    }
+    return 0;
+}
+
+static int map_pages(struct rmpc_dmap *dmap, uint64_t pfn, uint64_t pages)
+{
+    for (uint64_t i = 0; i < pages; i++)
+        if (rmpc_set_direct_map_default_noflush(dmap, pfn + i))
+            return -RMPC_EFAULT;
+    return 0;
+}
+
+static int set_present(struct rmpc_dmap *dmap, uint64_t pfn, uint64_t pages, bool present)
+{
+    const enum rmpc_set_memory call = present ? RMPC_SET_MEMORY_P : RMPC_SET_MEMORY_NP;
+
+    return rmpc_set_memory(dmap, call, rmpc_dmap_pages(dmap, pfn, pages)) ? -RMPC_EFAULT : 0;
+}
+
+/* What comes before the instruction. */
+static int before_update(struct rmpc_host *host, uint64_t pfn, uint64_t pages, bool assign)
+{
+    const int level = pages > 1 ? 2 : 1;
+
+    switch (host->policy) {
+    case RMPC_POLICY_UPSTREAM:
+    case RMPC_POLICY_SPLIT_RESTORE:
+        return rmpc_adjust_direct_map(host, pfn, level) ? -RMPC_EFAULT : 0;
+    case RMPC_POLICY_NONE:
+    case RMPC_POLICY_KMAP:
+    case RMPC_POLICY_FAULT_SPLIT:
+    case RMPC_POLICY_MAP_4K:
+        return is_place_for(host, pfn, level) ? 0 : -RMPC_EFAULT;
+    case RMPC_POLICY_RFC_V4:
+    case RMPC_POLICY_UNMAP:
+    case RMPC_POLICY_UNMAP_FLUSH:
+        break;
+    case RMPC_POLICY_END:
+    default:
+        return -RMPC_EINVAL;
+    }
+    if (!rmpc_pfn_valid(host, pfn))
+        return -RMPC_EINVAL;
+    if (host->policy == RMPC_POLICY_RFC_V4) /* one page, whatever the entry's size */
+        return rmpc_set_memory(host->dmap, RMPC_SET_MEMORY_4K, rmpc_dmap_pages(host->dmap, pfn, 1));
+    if (!assign)
+        return 0;
+    return host->policy == RMPC_POLICY_UNMAP ? unmap_pages(host->dmap, pfn, pages)
+                                             : set_present(host->dmap, pfn, pages, false);
+}
+
+static bool may_restore(const void *user, uint64_t pfn, uint64_t pages)
+{
+    return rmpc_rmp_is_hypervisors(user, pfn, pages);
+}
+
+/* What comes after a success. */
+static int after_update(struct rmpc_host *host, uint64_t pfn, uint64_t pages, bool assign)
+{
+    if (assign)
+        return 0;
+    if (host->policy == RMPC_POLICY_UNMAP)
+        return map_pages(host->dmap, pfn, pages);
+    if (host->policy == RMPC_POLICY_UNMAP_FLUSH)
+        return set_present(host->dmap, pfn, pages, true);
+    if (host->policy == RMPC_POLICY_SPLIT_RESTORE)
+        rmpc_dmap_restore(host->dmap, pfn, may_restore, host->rmp);
+    return 0;
+}
+
+/* The code after which a policy executes the instruction again; 0: none. */
+static uint32_t repeated_code(enum rmpc_policy policy)
+{
+    if (policy == RMPC_POLICY_RFC_V4)
+        return RMPC_CODE_FAIL_INUSE;
+    return policy == RMPC_POLICY_UNMAP || policy == RMPC_POLICY_UNMAP_FLUSH ? 0 : RMPC_CODE_FAIL_OVERLAP;
+}
+
+/* Does a policy's rmpupdate() return codes as they are? */
+static bool returns_codes(enum rmpc_policy policy)
+{
+    return repeated_code(policy) != RMPC_CODE_FAIL_OVERLAP;
+}
+
 int rmpc_host_rmpupdate(struct rmpc_host *host, uint64_t pfn, struct rmpc_rmp_state input)
 {
-    int level = input.high & RMPC_STATE_SIZE_2M ? 2 : 1;
+    const bool assign = input.high & RMPC_STATE_ASSIGNED;
+    const uint64_t pages = input.high & RMPC_STATE_SIZE_2M ? RMPC_REGION_FRAMES : 1;
+    const uint32_t repeated = repeated_code(host->policy);
     struct rmpc_outcome outcome;
+    int ret;
 
     if (!host->rmp)
         return -RMPC_ENODEV;
-    if (rmpc_adjust_direct_map(host, pfn, level))
-        return -RMPC_EFAULT;
+    ret = before_update(host, pfn, pages, assign);
+    if (ret)
+        return ret;
     for (;;) {
         outcome = rmpc_rmpupdate(host->rmp, host->cpu, pfn << RMPC_PAGE_SHIFT, input);
         if (outcome.kind != RMPC_OUTCOME_CODE)
             return -RMPC_EFAULT;
-        if (outcome.code != RMPC_CODE_FAIL_OVERLAP)
+        if (outcome.code == RMPC_CODE_SUCCESS)
+            return after_update(host, pfn, pages, assign);
+        if (outcome.code != repeated)
             break;
         /* the kernel repeats until somebody else lets go; here nobody else is there */
         if (!outcome.transient)
-            return RMPC_HANGS;
+            return RMPC_HANGS + (int)outcome.code;
         host->retries++;
     }
-    if (outcome.code == RMPC_CODE_SUCCESS)
-        return 0;
-    rmpc_report(host->events, RMPC_EVENT_RMPUPDATE_FAILED, level, (int32_t)outcome.code, pfn, 0, 0);
+    if (returns_codes(host->policy))
+        return (int)outcome.code;
+    rmpc_report(host->events, RMPC_EVENT_RMPUPDATE_FAILED, pages > 1 ? 2 : 1, (int32_t)outcome.code, pfn, 0, 0);
     rmpc_dump_rmpentry(host, pfn);
     return -RMPC_EFAULT;
 }
@@ -173,13 +291,13 @@ int rmpc_rmp_mark_pages_firmware(struct rmpc_host *host, uint64_t pfn, uint64_t 
 {
     for (uint64_t i = 0; i < pages; i++) {
         int ret = rmpc_rmp_make_firmware(host, pfn + i, 1);
+        int hang;
 
         if (!ret)
             continue;
         /* what cannot be taken back is leaked; the first failure is what counts */
-        if (rmpc_snp_reclaim_pages(host, pfn, i) == RMPC_HANGS)
-            return RMPC_HANGS;
-        return ret;
+        hang = rmpc_snp_reclaim_pages(host, pfn, i);
+        return hang >= RMPC_HANGS ? hang : ret;
     }
     return 0;
 }
@@ -192,7 +310,7 @@ int rmpc_snp_reclaim_pages(struct rmpc_host *host, uint64_t pfn, uint64_t pages)
 
         if (rmpc_firmware_command(host->firmware, RMPC_SNP_PAGE_RECLAIM, &operands) == RMPC_FW_SUCCESS)
             ret = rmpc_rmp_make_shared(host, pfn + i, 1);
-        if (ret == RMPC_HANGS)
+        if (ret >= RMPC_HANGS)
             return ret;
         if (ret) {
             rmpc_snp_leak_pages(host, pfn + i, pages - i);
@@ -202,6 +320,9 @@ int rmpc_snp_reclaim_pages(struct rmpc_host *host, uint64_t pfn, uint64_t pages)
     return 0;
 }
 
+/* ---- the host's accesses: sections 1 and 6.3 ---- */
+
+/* Through the direct map. */
 static inline struct rmpc_outcome access_page(const struct rmpc_host *host, uint64_t pfn, bool write, int *level)
 {
     const uint64_t va = rmpc_dmap_address(host->dmap, pfn);
@@ -223,9 +344,76 @@ static inline struct rmpc_outcome access_page(const struct rmpc_host *host, uint
     return rmpc_rmp_check_host_write(host->rmp, pfn, walk.level, va);
 }
 
-struct rmpc_outcome rmpc_host_access(const struct rmpc_host *host, uint64_t pfn, bool write, int *level)
+/* The frame without the memory-encryption bit. */
+static uint64_t frame_in_memory(const struct rmpc_host *host, uint64_t pfn)
 {
-    return access_page(host, pfn, write, level);
+    return pfn & ~(host->dmap->config.c_bit >> RMPC_PAGE_SHIFT);
+}
+
+/* Through a window of kmap: a 4K mapping at an address that matters to nobody. */
+static struct rmpc_outcome access_window(struct rmpc_host *host, uint64_t pfn, bool write, int *level)
+{
+    const bool five = host->dmap->config.levels == 5;
+    const uint64_t vmalloc = five ? UINT64_C(0xffa0000000000000) : UINT64_C(0xffffc90000000000);
+
+    host->counters.windows++;
+    *level = 1;
+    if (!write)
+        return (struct rmpc_outcome){.kind = RMPC_OUTCOME_ALLOWED};
+    return rmpc_rmp_check_host_write(host->rmp, frame_in_memory(host, pfn), 1, vmalloc);
+}
+
+static bool writes(enum rmpc_host_access_kind kind)
+{
+    return kind == RMPC_HOST_WRITE || kind == RMPC_KVM_WRITE;
+}
+
+static bool opens_window(const struct rmpc_host *host, enum rmpc_host_access_kind kind)
+{
+    return host->policy == RMPC_POLICY_KMAP && (kind == RMPC_KVM_READ || kind == RMPC_KVM_WRITE);
+}
+
+/* Whose fault was it?  What a 4K leaf would not help either is the owner's. */
+__attribute__((cold)) static void count_fault(struct rmpc_host *host, uint64_t pfn)
+{
+    if (rmpc_rmp_check_host_write(host->rmp, frame_in_memory(host, pfn), 1, 0).kind == RMPC_OUTCOME_ALLOWED)
+        host->counters.faults_neighbour++;
+    else
+        host->counters.faults_owner++;
+}
+
+struct rmpc_outcome rmpc_host_access(struct rmpc_host *host, uint64_t pfn, enum rmpc_host_access_kind kind, int *level)
+{
+    struct rmpc_outcome outcome;
+
+    if (opens_window(host, kind))
+        outcome = access_window(host, pfn, writes(kind), level);
+    else
+        outcome = access_page(host, pfn, writes(kind), level);
+    if (outcome.kind != RMPC_OUTCOME_ALLOWED)
+        count_fault(host, pfn);
+    return outcome;
+}
+
+bool rmpc_host_handle_fault(struct rmpc_host *host, uint64_t pfn, struct rmpc_outcome fault, int level)
+{
+    bool assigned;
+    int entry_level;
+
+    if (host->policy != RMPC_POLICY_FAULT_SPLIT || !(fault.info & RMPC_FAULT_RMP) ||
+        rmpc_snp_lookup_rmpentry(host, pfn, &assigned, &entry_level))
+        return false;
+    if (level > entry_level) {
+        if (rmpc_set_memory(host->dmap, RMPC_SET_MEMORY_4K, rmpc_dmap_pages(host->dmap, pfn, 1)))
+            return false;
+    } else {
+        if (!assigned || (entry_level == 2 && rmpc_host_psmash(host, pfn & ~(RMPC_REGION_FRAMES - 1))) ||
+            rmpc_rmp_make_shared(host, pfn, 1))
+            return false;
+        host->counters.forced_shared++;
+    }
+    host->counters.repairs++;
+    return true;
 }
 
 /* Fetch what access_page() will need: the page's last table entry, if that is not near, and its RMP entry. */
@@ -244,12 +432,18 @@ __attribute__((always_inline)) static inline void prefetch_page(const struct rmp
         __builtin_prefetch(table ? entry : entry - pfn % RMPC_REGION_FRAMES);
 }
 
-void rmpc_host_access_all(const struct rmpc_host *host, const uint64_t *pfns, size_t count, bool write,
+void rmpc_host_access_all(struct rmpc_host *host, const uint64_t *pfns, size_t count, enum rmpc_host_access_kind kind,
                           struct rmpc_outcome *outcomes)
 {
     const size_t ahead = 12; /* pages: so many loads are under way at once */
+    const bool write = writes(kind);
     int level;
 
+    if (opens_window(host, kind)) {
+        for (size_t i = 0; i < count; i++)
+            outcomes[i] = rmpc_host_access(host, pfns[i], kind, &level);
+        return;
+    }
     for (size_t i = 0; i < count && i < ahead; i++)
         prefetch_page(host, pfns[i], write);
     for (size_t i = 0; i < count; i++) {
@@ -257,6 +451,9 @@ void rmpc_host_access_all(const struct rmpc_host *host, const uint64_t *pfns, si
             prefetch_page(host, pfns[i + ahead], write);
         outcomes[i] = access_page(host, pfns[i], write, &level);
     }
+    for (size_t i = 0; i < count; i++)
+        if (outcomes[i].kind != RMPC_OUTCOME_ALLOWED)
+            count_fault(host, pfns[i]);
 }
 
 /* Add the block that holds an end of a table, in order, if it is one to reserve; the new count. */

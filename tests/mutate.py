@@ -1,8 +1,8 @@
 """Is each rule held by a test?  ``python tests/mutate.py --jobs 2`` breaks one after another.
 
-A mutation is one change of the C core that breaks one rule of docs/direct-map.md (here) or docs/rmp.md
-(mutations_rmp.py).  Each is built into a package of its own (only what the
-change touches is compiled again), and the tests named beside it run on it: one of them has to fail.  Exit 1 if a
+A mutation is one change of the C core that breaks one rule of docs/direct-map.md (here), docs/rmp.md
+(mutations_rmp.py) or docs/host.md, section 6 (mutations_host.py).  Each is built into a package of its own (only what
+the change touches is compiled again), and the tests named beside it run on it: one of them has to fail.  Exit 1 if a
 mutation survives, or if the text that it replaces is not there exactly once (then the core has changed: adapt it).
 Needs a C compiler and the generated src/rmpcore/_native.c, which any build leaves behind.
 """
@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import mutations_host
 import mutations_rmp
 from mutation import Mutation, mutation
 
@@ -818,34 +819,38 @@ MUTATIONS = (
     ),
     mutation("§8.1 first frame on the line", CPA, " || address % rmpc_level_size(level))", ")", COLLAPSE),
     mutation(
-        "§8.1 first without KERNEL_4K", CPA, "if (level == 2 && (flags & RMPC_PTE_KERNEL_4K))", "if (0)", COLLAPSE
+        "§8.1 first without KERNEL_4K",
+        CPA,
+        "if (level == 2 && dmap->config.kernel.mark_4k && (flags & RMPC_PTE_KERNEL_4K))",
+        "if (0)",
+        COLLAPSE,
     ),
     mutation("§8.1 present", CPA, "if ((flags & leaf) != leaf || ", "if (", COLLAPSE),
     mutation(
         "§8.1 all of the others",
         CPA,
-        "for (unsigned i = 1; i < TABLE_ENTRIES; i++)\n        if (table[i] !=",
-        "for (unsigned i = 1; i < TABLE_ENTRIES - 1; i++)\n        if (table[i] !=",
+        "for (unsigned i = 1; i < TABLE_ENTRIES; i++)\n        if ((table[i] & ~ignored) !=",
+        "for (unsigned i = 1; i < TABLE_ENTRIES - 1; i++)\n        if ((table[i] & ~ignored) !=",
         COLLAPSE,
     ),
     mutation(
         "§8.1 from the second on",
         CPA,
-        "for (unsigned i = 1; i < TABLE_ENTRIES; i++)\n        if (table[i] !=",
-        "for (unsigned i = 2; i < TABLE_ENTRIES; i++)\n        if (table[i] !=",
+        "for (unsigned i = 1; i < TABLE_ENTRIES; i++)\n        if ((table[i] & ~ignored) !=",
+        "for (unsigned i = 2; i < TABLE_ENTRIES; i++)\n        if ((table[i] & ~ignored) !=",
         COLLAPSE,
     ),
     mutation(
         "§8.1 equal flags",
         CPA,
-        "if (table[i] != rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit))",
+        "if ((table[i] & ~ignored) != rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit))",
         "if ((table[i] ^ rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit)) & RMPC_PTE_ADDRESS)",
         COLLAPSE,
     ),
     mutation(
         "§8.1 consecutive frames",
         CPA,
-        "if (table[i] != rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit))",
+        "if ((table[i] & ~ignored) != rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit))",
         "if ((table[i] ^ rmpc_pte_make(address + i * rmpc_level_size(below), flags, c_bit)) & ~RMPC_PTE_ADDRESS)",
         COLLAPSE,
     ),
@@ -853,12 +858,12 @@ MUTATIONS = (
         "§8.2 flags in large form", CPA, "rmpc_pte_to_large(flags) | RMPC_PTE_PSE", "flags | RMPC_PTE_PSE", COLLAPSE
     ),
     mutation("§8.2 PSE", CPA, "rmpc_pte_to_large(flags) | RMPC_PTE_PSE", "rmpc_pte_to_large(flags)", COLLAPSE),
-    mutation("§8.3 one level up", CPA, "            collapse(dmap, va, 3, &last);", "            ;", COLLAPSE),
+    mutation("§8.3 one level up", CPA, "            collapse(dmap, va, 3, 0, &gone);", "            ;", COLLAPSE),
     mutation(
         "§8.3 after a success",
         CPA,
-        "if (collapse(dmap, va, 2, &last) && dmap",
-        "if ((collapse(dmap, va, 2, &last), true) && dmap",
+        "if (collapse(dmap, va, 2, 0, &gone) && dmap",
+        "if ((collapse(dmap, va, 2, 0, &gone), true) && dmap",
         COLLAPSE,
     ),
     mutation(
@@ -878,8 +883,14 @@ MUTATIONS = (
         "",
         COLLAPSE,
     ),
-    mutation("§8.4 one flush", CPA, "    flush_all(dmap);\n    while (freed", "    while (freed", COLLAPSE),
-    mutation("§8.4 no flush without collapse", CPA, "    if (freed == RMPC_NO_PAGE)\n        return;\n", "", COLLAPSE),
+    mutation("§8.4 one flush", CPA, "    flush_all(dmap);\n    while (page", "    while (page", COLLAPSE),
+    mutation(
+        "§8.4 no flush without collapse",
+        CPA,
+        "    if (page == RMPC_NO_PAGE)\n        return;\n    flush_all",
+        "    flush_all",
+        COLLAPSE,
+    ),
     mutation("§8 tables are given back", CPA, "        rmpc_mem_free(dmap->mem, page);\n", "", COLLAPSE),
     mutation("§8, §9 table pages are counted", CPA, "        dmap->counters.table_pages--;\n", "", COLLAPSE),
     mutation(
@@ -1009,7 +1020,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutations whose rule contains this text")
     args = parser.parse_args()
     start = time.monotonic()
-    chosen = [each for each in MUTATIONS + mutations_rmp.MUTATIONS if args.only in each.rule]
+    chosen = [each for each in MUTATIONS + mutations_rmp.MUTATIONS + mutations_host.MUTATIONS if args.only in each.rule]
     stale = [each for each in chosen if (ROOT / each.file).read_text().count(each.old) != 1]
     for each in stale:
         print(f"{each.rule}: {each.file} does not have exactly once: {each.old!r}")

@@ -35,6 +35,7 @@ from machines import (
     leaves,
     tables,
 )
+from random_host import HostGenerator
 from random_ops import frames_of, random_ops
 from random_rmp import Generator
 
@@ -238,4 +239,5 @@ def test_every_op_is_reached() -> None:
     rng = random.Random(1)
     frames = frames_of(SNP)
     reached = {op.op for _ in range(2000) for op in random_ops(rng, frames)}
-    assert reached | {op.op for op in Generator(1, SNP, {}).ops(5000)} >= set(OpCode)
+    reached |= {op.op for op in Generator(1, SNP, {}).ops(5000)} | {op.op for op in HostGenerator(1, SNP).ops(2000)}
+    assert reached >= set(OpCode)

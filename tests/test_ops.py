@@ -266,7 +266,7 @@ def refused(machine: MachineLike, op: Op) -> Refusal | None:
     return Refusal(result.ret)
 
 
-@pytest.mark.parametrize("code", [0, 62, 63, 255, 256, 0xFFFF])
+@pytest.mark.parametrize("code", [0, 64, 65, 255, 256, 0xFFFF])
 def test_unknown_ops(backend: str, code: int) -> None:
     """A record with an unknown op: BAD_OP."""
     assert code not in BY_CODE
@@ -314,7 +314,7 @@ GOOD = {
     "SNP_PAGE_MOVE": {"gctx": 0x201000, "src": 0x202000, "dst": 0x203000, "size": 0},
     "rmp_mark_pages_firmware": {"pfn": 0x601, "pages": 1},
     "snp_reclaim_pages": {"pfn": 0x601, "pages": 1},
-    **{name: {"pfn": 0x601} for name in ("host_read", "host_write", "page_state")},
+    **{name: {"pfn": 0x601} for name in ("host_read", "host_write", "kvm_read_guest", "kvm_write_guest", "page_state")},
     **{
         name: {"gva": 0x201000, "rdx": 1, "pa": 0x201000, "gpa": 0x201000, "asid": 5, "level": 1}
         for name in ("PVALIDATE", "RMPADJUST", "RMPQUERY")

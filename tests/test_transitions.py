@@ -1411,8 +1411,12 @@ def run_case(backend: str, action: Action, row: Row, column: str) -> list[str]:
         if after.counters[name] != world.counters[name]
     }
     world.counters = after.counters
-    executed = OpCode(op.op).name.lower() if expected.kind == Kind.CODE else ""
-    if counted != ({executed: 1} if executed else {}):
+    counts = [OpCode(op.op).name.lower()] if expected.kind == Kind.CODE else []
+    if op.op in (OpCode.host_read, OpCode.host_write):
+        counts.append("host_accesses")
+        if expected.kind == Kind.FAULT:
+            counts.append("host_faults_owner" if expected.reason == Reason.ASSIGNED else "host_faults_neighbour")
+    if counted != dict.fromkeys(counts, 1):
         problems.append(f"{op}: counted {counted}")
     lo, _ = raw(new_entries.get(page.pfn, Entry()))
     to = PageState.DEFAULT if column == "Df" else page_state(lo)

@@ -64,4 +64,10 @@ int rmpc_set_direct_map_invalid_noflush(struct rmpc_dmap *dmap, uint64_t pfn);
 int rmpc_set_direct_map_default_noflush(struct rmpc_dmap *dmap, uint64_t pfn);
 int rmpc_set_direct_map_valid_noflush(struct rmpc_dmap *dmap, uint64_t pfn, uint64_t pages, bool valid);
 
+/* Put large leaves back around a frame of the direct map (docs/host.md, section 6.4): in the place of tables that splits
+ * have made and whose entries fit together, of 2 MiB and then of 1 GiB, where may_restore allows the frames that the
+ * leaf would map. */
+void rmpc_dmap_restore(struct rmpc_dmap *dmap, uint64_t pfn,
+                       bool (*may_restore)(const void *user, uint64_t pfn, uint64_t pages), const void *user);
+
 #endif

@@ -185,6 +185,15 @@ struct rmpc_dmap_entry {
 void rmpc_dmap_list(const struct rmpc_dmap *dmap, uint64_t va, uint64_t size, int top_level,
                     bool (*report)(void *user, const struct rmpc_dmap_entry *entry), void *user);
 
+/* What a direct map looks like now; the high mapping of the image does not count. */
+struct rmpc_census {
+    uint64_t leaves[4]; /* [1] 4K, [2] 2M, [3] 1G, present; [0] unused */
+    uint64_t missing;   /* 4 KiB frames under leaves that are not present */
+};
+
+/* Count it by walking the tables. */
+void rmpc_dmap_census(const struct rmpc_dmap *dmap, struct rmpc_census *census);
+
 /* 4 KiB pages that these counts of leaves stand for (modulo 2^64, as the kernel counts). */
 uint64_t rmpc_dmap_page_total(const struct rmpc_dmap_counters *counters);
 

@@ -90,6 +90,9 @@ enum rmpc_op_code {
     RMPC_OP_SNP_RECLAIM_PAGES = 60,       /* addr: frame; count: pages */
     /* control of the model */
     RMPC_OP_PAGE_STATE = 61, /* addr: frame */
+    /* accesses again */
+    RMPC_OP_KVM_READ_GUEST = 62,  /* addr: frame */
+    RMPC_OP_KVM_WRITE_GUEST = 63, /* addr: frame */
     RMPC_OP_END
 };
 

@@ -63,6 +63,9 @@ enum rmpc_status rmpc_rmp_check_all(const struct rmpc_rmp *rmp, const struct rmp
 /* A write of the host at va to a page of a mapping of this level (1 to 3): rmpc_rmp_check() without the detours. */
 struct rmpc_outcome rmpc_rmp_check_host_write(const struct rmpc_rmp *rmp, uint64_t pfn, int level, uint64_t va);
 
+/* Is no page of these whole 2 MiB regions assigned?  Uncovered ones are not. */
+bool rmpc_rmp_is_hypervisors(const struct rmpc_rmp *rmp, uint64_t pfn, uint64_t pages);
+
 /* VMRUN: check VMCB, AVIC page and VMSA, and mark them in use.  Addresses in bytes, page-aligned; 0: there is none.
  *   gpa, asid  of the VMSA; snp: of a guest with SNP
  * RMPC_ERR_ARGUMENT: an address that is no page's, or a VMCB that is in use; RMPC_ERR_FULL.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rmpcore.cpu import Cpu, Executed, Page, Registers
 from rmpcore.inputs import load_map
-from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike, RmpError
+from rmpcore.machine import BACKENDS, POLICIES, Machine, MachineError, MachineLike, RmpError
 from rmpcore.maps import KernelImage, MachineMap, MapError, SegmentedRmp
 from rmpcore.ops import (
     EVENT_DTYPE,
@@ -49,6 +49,7 @@ __all__ = [
     "EVENT_DTYPE",
     "OPS",
     "OP_DTYPE",
+    "POLICIES",
     "RESULT_DTYPE",
     "AccessKind",
     "Cpu",

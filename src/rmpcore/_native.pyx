@@ -202,12 +202,14 @@ cdef class NativeMachine:
     cdef rmpc_firmware firmware
     cdef rmpc_machine machine
 
-    def __cinit__(self, map, *, kernel="6.12", hardware="milan", switches=None, state=None):  # noqa: A002
+    def __cinit__(self, map, *, kernel="6.12", hardware="milan", switches=None, policy="upstream",
+                  state=None):  # noqa: A002
         cdef rmpc_dmap_config config
         cdef rmpc_hardware profile
         self._map = map
         self.recorded.item = sizeof(rmpc_event)
         self.events.user = &self.recorded
+        self._choose(policy)
         self._configure(&config, kernel)
         self._profile(&profile, hardware, {} if switches is None else switches)
         self._reserve()
@@ -254,6 +256,14 @@ cdef class NativeMachine:
             raise MachineError(f"{what}: {text_of(status)}")
         return 0
 
+    cdef int _choose(self, policy) except -1:
+        cdef unsigned number
+        for number in range(<unsigned>RMPC_POLICY_END):
+            if rmpc_policy_name(number).decode() == policy:
+                self.machine.host.policy = <rmpc_policy>number
+                return 0
+        raise MachineError(f"no policy {policy!r}")
+
     cdef int _configure(self, rmpc_dmap_config *config, kernel) except -1:
         cdef int i
         map = self._map  # noqa: A001
@@ -263,6 +273,8 @@ cdef class NativeMachine:
         self._kernel = f"{config.kernel.major}.{config.kernel.minor}"
         config.levels = map.levels
         config.large_level = {"4K": 1, "2M": 2, "1G": 3}[map.large_pages]
+        if self.machine.host.policy == RMPC_POLICY_MAP_4K:
+            config.large_level = 1
         config.page_offset = map.page_offset
         config.supported_mask = map.supported_mask
         config.default_mask = map.default_mask
@@ -521,6 +533,10 @@ cdef class NativeMachine:
         self.dmap.counters.flush_cache_all = counters.get("flush_cache_all", 0)
         self.machine.host.leaked_pages = counters.get("leaked_pages", 0)
         self.machine.host.retries = counters.get("rmpupdate_retries", 0)
+        self.machine.host.counters = rmpc_host_counters(
+            counters.get("host_accesses", 0), counters.get("host_faults_owner", 0),
+            counters.get("host_faults_neighbour", 0), counters.get("fault_repairs", 0),
+            counters.get("forced_shared", 0), counters.get("kmap_windows", 0))
         self.mem.fail_skip, self.mem.fail_count = state.fail_alloc
         for pfn, high in state.addresses:
             if self.apply(Op(OpCode.cpa_address, 0, OpFlag.HIGH if high else 0, 0, pfn)).kind:
@@ -571,6 +587,10 @@ cdef class NativeMachine:
     @property
     def kernel(self):
         return self._kernel
+
+    @property
+    def policy(self):
+        return rmpc_policy_name(self.machine.host.policy).decode()
 
     def apply(self, op):
         cdef rmpc_op record
@@ -661,7 +681,6 @@ cdef class NativeMachine:
         cdef rmpc_rmp_entry entry
         cdef uint64_t pfn
         cdef uint64_t *row
-        cdef rmpc_dmap_counters *c = &self.dmap.counters
         cdef size_t i
         try:
             with nogil:
@@ -687,7 +706,35 @@ cdef class NativeMachine:
             free(tables.data)
             free(leaves.data)
             free(entries.data)
-        counters = {
+        return State(
+            root=self.dmap.root,
+            tables=_sorted(table_rows),
+            leaves=_sorted(leaf_rows),
+            rmp=rmp_rows,
+            counters=self._counters(),
+            mapped=tuple([(self.dmap.mapped[i].start, self.dmap.mapped[i].end)
+                          for i in range(self.dmap.mapped_count)]),
+            max_pfn_mapped=self.dmap.max_pfn_mapped,
+            kernel_readonly=bool(self.dmap.kernel_readonly),
+            inject=tuple([(self.cpu.inject.runs[i].code, self.cpu.inject.runs[i].count)
+                          for i in range(self.cpu.inject.count)]),
+            addresses=tuple([self._listed(self.machine.addresses[i]) for i in range(self.machine.address_count)]),
+            fail_alloc=(self.mem.fail_skip, self.mem.fail_count),
+            in_use=tuple([(self.rmp.in_use[i].vmcb, self.rmp.in_use[i].vmsa, self.rmp.in_use[i].avic)
+                          for i in range(self.rmp.in_use_count)]),
+            firmware_ready=bool(self.firmware.ready),
+            contexts=tuple([(self.firmware.contexts[i].pfn, self.firmware.contexts[i].asid)
+                            for i in range(self.firmware.context_count)]),
+            records=tuple([(self.firmware.records[i].address, self.firmware.records[i].context,
+                            self.firmware.records[i].info, self.firmware.records[i].gpa, self.firmware.records[i].hi)
+                           for i in range(self.firmware.record_count)]),
+            bookkeeping=self._bookkeeping(),
+        )
+
+    cdef _counters(self):
+        cdef rmpc_dmap_counters *c = &self.dmap.counters
+        cdef rmpc_host_counters *h = &self.machine.host.counters
+        return {
             "direct_map_4k": c.pages[1],
             "direct_map_2m": c.pages[2],
             "direct_map_1g": c.pages[3],
@@ -708,31 +755,23 @@ cdef class NativeMachine:
             "rmpquery": self.cpu.counters.rmpquery,
             "rmpupdate_retries": self.machine.host.retries,
             "leaked_pages": self.machine.host.leaked_pages,
+            "host_accesses": h.accesses,
+            "host_faults_owner": h.faults_owner,
+            "host_faults_neighbour": h.faults_neighbour,
+            "fault_repairs": h.repairs,
+            "forced_shared": h.forced_shared,
+            "kmap_windows": h.windows,
         }
-        return State(
-            root=self.dmap.root,
-            tables=_sorted(table_rows),
-            leaves=_sorted(leaf_rows),
-            rmp=rmp_rows,
-            counters=counters,
-            mapped=tuple([(self.dmap.mapped[i].start, self.dmap.mapped[i].end)
-                          for i in range(self.dmap.mapped_count)]),
-            max_pfn_mapped=self.dmap.max_pfn_mapped,
-            kernel_readonly=bool(self.dmap.kernel_readonly),
-            inject=tuple([(self.cpu.inject.runs[i].code, self.cpu.inject.runs[i].count)
-                          for i in range(self.cpu.inject.count)]),
-            addresses=tuple([self._listed(self.machine.addresses[i]) for i in range(self.machine.address_count)]),
-            fail_alloc=(self.mem.fail_skip, self.mem.fail_count),
-            in_use=tuple([(self.rmp.in_use[i].vmcb, self.rmp.in_use[i].vmsa, self.rmp.in_use[i].avic)
-                          for i in range(self.rmp.in_use_count)]),
-            firmware_ready=bool(self.firmware.ready),
-            contexts=tuple([(self.firmware.contexts[i].pfn, self.firmware.contexts[i].asid)
-                            for i in range(self.firmware.context_count)]),
-            records=tuple([(self.firmware.records[i].address, self.firmware.records[i].context,
-                            self.firmware.records[i].info, self.firmware.records[i].gpa, self.firmware.records[i].hi)
-                           for i in range(self.firmware.record_count)]),
-            bookkeeping=self._bookkeeping(),
-        )
+
+    def counters(self):
+        with self.lock:
+            return self._counters()
+
+    def census(self):
+        cdef rmpc_census census
+        with nogil, self.lock:
+            rmpc_dmap_census(&self.dmap, &census)
+        return {"4k": census.leaves[1], "2m": census.leaves[2], "1g": census.leaves[3], "missing": census.missing}
 
     cdef _bookkeeping(self):
         cdef size_t asid

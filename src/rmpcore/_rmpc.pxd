@@ -286,12 +286,26 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
     void rmpc_dmap_list(const rmpc_dmap *dmap, uint64_t va, uint64_t size, int top_level,
                         c_bool (*report)(void *user, const rmpc_dmap_entry *entry) noexcept, void *user)
 
+    struct rmpc_census:
+        uint64_t leaves[4]
+        uint64_t missing
+    void rmpc_dmap_census(const rmpc_dmap *dmap, rmpc_census *census)
     uint64_t rmpc_dmap_page_total(const rmpc_dmap_counters *counters)
     enum rmpc_invariant:
         RMPC_INVARIANTS_HOLD
     rmpc_invariant rmpc_dmap_validate(const rmpc_dmap *dmap, uint64_t *scratch, size_t room, uint64_t *where)
     const char *rmpc_invariant_name(rmpc_invariant invariant)
 
+    enum rmpc_policy:
+        RMPC_POLICY_MAP_4K
+        RMPC_POLICY_END
+    struct rmpc_host_counters:
+        uint64_t accesses
+        uint64_t faults_owner
+        uint64_t faults_neighbour
+        uint64_t repairs
+        uint64_t forced_shared
+        uint64_t windows
     struct rmpc_host:
         rmpc_dmap *dmap
         rmpc_rmp *rmp
@@ -299,9 +313,12 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
         rmpc_firmware *firmware
         const rmpc_extent *memory
         size_t memory_count
+        rmpc_policy policy
         uint64_t leaked_pages
         uint64_t retries
+        rmpc_host_counters counters
         const rmpc_events *events
+    const char *rmpc_policy_name(unsigned policy)
     size_t rmpc_rmp_end_blocks(const rmpc_rmp *rmp, const rmpc_extent *usable, size_t count, rmpc_extent *blocks,
                                size_t room)
 

@@ -12,15 +12,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 import numpy as np
 
+from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, one_line, size_text
 from rmpcore.conform import Conformance
 from rmpcore.conform import conform as conform_file
 from rmpcore.decode import (
@@ -39,24 +39,24 @@ from rmpcore.decode import (
 from rmpcore.explain import explain, explanation_text, explanation_to_json
 from rmpcore.inputs import load_map, map_file
 from rmpcore.klog import kernel_log
-from rmpcore.machine import BACKENDS, MachineError, MachineLike
+from rmpcore.machine import BACKENDS, POLICIES, MachineLike
 from rmpcore.maps import MachineMap, MapError
 from rmpcore.ops import LEVEL_NAMES, RESULT_DTYPE, Refusal, Result, format_result
 from rmpcore.page_state import page_state
-from rmpcore.pages import Pages, PagesError, diff_text, diff_to_json, pages_text, pages_to_json
+from rmpcore.pages import Pages, diff_text, diff_to_json, pages_text, pages_to_json
 from rmpcore.placement import ASSUMPTION, coverage, place_rmp
-from rmpcore.plot import PlotError, plot, plot_format
+from rmpcore.plot import plot, plot_format
 from rmpcore.proc import meminfo, vmstat
 from rmpcore.recording import RECORDED_STATES, RecordingError
 from rmpcore.replay import Disagreement, Lockstep, lockstep, outcomes, refused, replay
 from rmpcore.selftest import SelfTest, agreement
 from rmpcore.selftest import selftest as test_machine
-from rmpcore.start import HARDWARE, KERNEL, Rules, Start, dump_to_json, read_start
-from rmpcore.state import State, StateError
-from rmpcore.trace import Trace, TraceError, read_trace, write_results
+from rmpcore.start import HARDWARE, KERNEL, POLICY, Rules, Start, dump_to_json, read_start
+from rmpcore.state import State
+from rmpcore.trace import Trace, read_trace, write_results
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    pass
 
 _LEVELS = {name: number for number, name in LEVEL_NAMES.items()}
 _KERNEL_HELP = f"Kernel whose rules hold.  [default: what a recording or state dump says, else {KERNEL}]"
@@ -64,112 +64,12 @@ _HARDWARE_HELP = f"Profile: milan, genoa or turin.  [default: what a state dump 
 _backend_option = click.option("--backend", type=click.Choice(BACKENDS), default="native", show_default=True)
 _kernel_option = click.option("--kernel", metavar="VERSION", help=_KERNEL_HELP)
 _hardware_option = click.option("--hardware", metavar="NAME", help=_HARDWARE_HELP)
+_policy_option = click.option(
+    "--policy",
+    type=click.Choice(POLICIES),
+    help=f"What the host does about its direct map.  [default: what a state dump says, else {POLICY}]",
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-class BadInputError(click.ClickException):
-    """What the user gave cannot be used."""
-
-    exit_code = 2
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-class _Output:
-    """A result file that appears whole or not at all.  What stops it from being written shows when it is opened."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._target = os.path.realpath(path)
-        self._temporary: str | None = None
-        try:
-            if os.path.exists(path) and not os.path.isfile(path):
-                self.file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115 - a pipe or a device
-                return
-            if os.path.exists(self._target) and not os.access(self._target, os.W_OK):
-                raise PermissionError(13, os.strerror(13))
-            folder, name = os.path.split(self._target)
-            temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}.tmp")
-            self.file = open(temporary, "x", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-            self._temporary = temporary
-        except (OSError, ValueError) as e:
-            raise BadInputError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
-
-    def fill(self, write: Callable[[TextIO], object]) -> None:
-        """Let ``write`` write the file."""
-        try:
-            write(self.file)
-        except OSError as e:
-            raise BadInputError(f"{self.path}: {e.strerror or e}") from None
-
-    def fill_bytes(self, data: bytes) -> None:
-        """Write a file that is not text."""
-        self.fill(lambda file: file.buffer.write(data))
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            self.file.close()
-            if kind is None and self._temporary is not None:
-                os.replace(self._temporary, self._target)
-                self._temporary = None
-        except OSError as e:
-            raise BadInputError(f"{self.path}: {e.strerror or e}") from None
-        finally:
-            if self._temporary is not None:
-                os.unlink(self._temporary)
-
-
-class _Bar:
-    """A progress bar for what takes more than a second, if there is a terminal to show it on."""
-
-    def __init__(self, total: int | None, what: str) -> None:
-        self._total, self._what = total, what
-        self._started = time.monotonic()
-        self._progress: Progress | None = None
-
-    def __call__(self, done: int) -> None:
-        if self._progress is None:
-            if time.monotonic() - self._started < 1 or not sys.stderr.isatty():
-                return
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._progress = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._progress.add_task(self._what, total=self._total)
-            self._progress.start()
-        self._progress.update(self._task, completed=done)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """Turn what the readers and machines refuse into one line and exit status 2."""
-    try:
-        yield
-    except (MachineError, MapError, PagesError, PlotError, RecordingError, StateError, TraceError) as e:
-        raise BadInputError(str(e)) from None
-    except ImportError as e:
-        raise BadInputError(f"the backend cannot be loaded: {e}") from None
-
-
-def _size(bytes_: int) -> str:
-    value, unit = float(bytes_), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.4g} {unit}"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -211,10 +111,10 @@ def _rmp_summary(machine_map: MachineMap) -> dict[str, Any] | None:
 def _rmp_words(rmp: dict[str, Any] | None) -> str:
     if rmp is None:
         return "no RMP"
-    covered = _size(rmp["frames"] << 12)
+    covered = size_text(rmp["frames"] << 12)
     if "segments" not in rmp:
         return f"RMP {rmp['base']:#x}-{rmp['end']:#x} for {covered}"
-    segment = _size(1 << (rmp["cfg"] >> 8 & 0x3F))
+    segment = size_text(1 << (rmp["cfg"] >> 8 & 0x3F))
     return f"RMP {rmp['base']:#x} with {len(rmp['segments'])} segments of {segment} for {covered}"
 
 
@@ -244,8 +144,9 @@ def _state_summary(before: State, after: State) -> dict[str, Any]:
 
 def _print_run(summary: dict[str, Any]) -> None:
     machine = summary["machine"]
-    rows = [("machine", f"{machine['name']}: {_size(machine['memory'])} of memory, {_rmp_words(machine['rmp'])}")]
-    rows.append(("rules", f"kernel {summary['kernel']}, hardware {summary['hardware']}, {summary['backend']} machine"))
+    rows = [("machine", f"{machine['name']}: {size_text(machine['memory'])} of memory, {_rmp_words(machine['rmp'])}")]
+    rules = f"kernel {summary['kernel']}, hardware {summary['hardware']}, policy {summary['policy']}"
+    rows.append(("rules", f"{rules}, {summary['backend']} machine"))
     rate = f", {summary['ops_per_second']:,.0f} a second" if summary["ops_per_second"] else ""
     rows.append(("ops", f"{summary['ops']:,} in {summary['seconds']:.3f} s{rate}"))
     for name, results in summary["outcomes"].items():
@@ -332,6 +233,7 @@ def _begin(map_path: str | None, state_path: str | None, start: str | None) -> S
 @_kernel_option
 @_hardware_option
 @click.option("--switch", "switches", metavar="NAME=VALUE", multiple=True, help="Override one point of the profile.")
+@_policy_option
 @_backend_option
 @click.option("--check", is_flag=True, help="Run both backends and compare results, events and states.")
 @click.option(
@@ -352,6 +254,7 @@ def run(
     kernel: str | None,
     hardware: str | None,
     switches: tuple[str, ...],
+    policy: str | None,
     backend: str,
     check: bool,
     check_every: int | None,
@@ -370,21 +273,21 @@ def run(
     if verbose and (check or as_json):
         raise BadInputError("--verbose goes neither with --check nor with --json")
     with ExitStack() as stack:
-        stack.enter_context(_bad_input())
+        stack.enter_context(bad_input())
         begin = _begin(map_path, state_path, start)
         machine_map = begin.map
         size = os.path.getsize(trace_path) if os.path.isfile(trace_path) else None
-        with _Bar(size, "reading") as bar:
+        with Bar(size, "reading") as bar:
             trace = read_trace(trace_path, bar)
-        rules = begin.settle(Rules(kernel, hardware, _switches(switches)))
+        rules = begin.settle(Rules(kernel, hardware, _switches(switches), policy))
 
         def make(name: str) -> MachineLike:
             return begin.machine(rules, name)
 
-        results_file = stack.enter_context(_Output(results_path)) if results_path is not None else None
-        dump_file = stack.enter_context(_Output(dump_path)) if dump_path is not None else None
+        results_file = stack.enter_context(Output(results_path)) if results_path is not None else None
+        dump_file = stack.enter_context(Output(dump_path)) if dump_path is not None else None
         checked: Lockstep | None = None
-        with _Bar(len(trace), os.path.basename(trace_path)) as bar:
+        with Bar(len(trace), os.path.basename(trace_path)) as bar:
             if check:
                 started = time.perf_counter()
                 checked = lockstep(make, trace.ops, check_every, bar)
@@ -406,6 +309,7 @@ def run(
             "kernel": machine.kernel,
             "hardware": rules.hardware,
             "switches": rules.switches,
+            "policy": rules.policy,
             "backend": backend,
             "ops": len(results),
             "seconds": seconds,
@@ -421,14 +325,14 @@ def run(
                 click.echo(json.dumps(summary, indent=1)) if as_json else _print_disagreement(found)
                 raise click.exceptions.Exit(1)
         if results_file is not None:
-            with _Bar(len(results), "writing") as bar:
+            with Bar(len(results), "writing") as bar:
                 results_file.fill(lambda file: write_results(file, trace.ops, results, bar))
         if dump_file is not None:
             dump_file.fill(lambda file: file.write(json.dumps(dump_to_json(machine, rules, after)) + "\n"))
     click.echo(json.dumps(summary, indent=1)) if as_json else _print_run(summary)
 
 
-def _replay(machine: MachineLike, trace: Trace, bar: _Bar, verbose: bool) -> Any:
+def _replay(machine: MachineLike, trace: Trace, bar: Bar, verbose: bool) -> Any:
     """Do a trace's ops; stops after the results in which one is refused."""
     machine.record_events(verbose)
     parts = [np.zeros(0, dtype=RESULT_DTYPE)]
@@ -492,12 +396,12 @@ def pages(
         raise BadInputError("--json goes neither with --plot nor with --counters")
     rules = Rules(kernel, hardware)
     with ExitStack() as stack:
-        stack.enter_context(_bad_input())
+        stack.enter_context(bad_input())
         if picture is not None:
             plot_format(picture)
         shown, version, title = _pages(source, which, rules, backend)
         if picture is not None:
-            output = stack.enter_context(_Output(picture))
+            output = stack.enter_context(Output(picture))
             output.fill_bytes(plot(shown, picture, title))
         elif counters:
             click.echo(meminfo(shown.state, shown.map) + vmstat(shown.state, version), nl=False)
@@ -530,8 +434,8 @@ def _print_selftest(result: SelfTest) -> None:
     verdict = "PASS" if result.passed else "FAIL"
     click.echo(f"{verdict}  {result.backend}: {sum(result.spots.values()):,} spots ({spots}), {result.pages:,} pages")
     for when, found in result.sums.items():
-        sizes = ", ".join(f"{name} {_size(size)}" for name, size in found.sizes.items())
-        click.echo(f"    {when:<7} {sizes}, missing {_size(found.missing)}")
+        sizes = ", ".join(f"{name} {size_text(size)}" for name, size in found.sizes.items())
+        click.echo(f"    {when:<7} {sizes}, missing {size_text(found.missing)}")
     click.echo(f"    pages marked inside a large page that a range covered: {result.kept_large:,}")
     for line in result.failures:
         click.echo(f"    {line}")
@@ -551,7 +455,7 @@ def selftest(
 ) -> None:
     """Mark random spots of MAP's direct map, check, revert, check, as the kernel's own test does."""
     results = []
-    with _bad_input():
+    with bad_input():
         start = read_start(map_path, resume=False)
         rules = start.settle(Rules(kernel, hardware))
         for name in (backend,) if backend is not None else BACKENDS:
@@ -587,13 +491,13 @@ def conform(files: tuple[str, ...], backend: str, as_json: bool) -> None:
     """Hold a backend against recordings of real kernels: one line a recording."""
     status = 0
     rows: list[dict[str, Any]] = []
-    with _bad_input(), _Bar(len(files), "recordings") as bar:
+    with bad_input(), Bar(len(files), "recordings") as bar:
         for done, path in enumerate(files):
             bar(done)
             try:
                 result = conform_file(path, backend)
             except RecordingError as e:
-                click.echo(f"rmpcore: {_one_line(str(e))}", err=True)
+                click.echo(f"rmpcore: {one_line(str(e))}", err=True)
                 rows.append({"file": path, "error": str(e)})
                 status = 2
                 continue
@@ -744,7 +648,7 @@ def place(map_path: str, segments: str | None, output_path: str | None) -> None:
     highest of all.
     """
     shift = _segment_shift(segments) if segments is not None else None
-    with _bad_input():
+    with bad_input():
         machine_map = load_map(map_path)
         try:
             placed = place_rmp(machine_map, segment_shift=shift)
@@ -755,7 +659,7 @@ def place(map_path: str, segments: str | None, output_path: str | None) -> None:
         if output_path is None:
             click.echo(text, nl=False)
             return
-        with _Output(output_path) as output:
+        with Output(output_path) as output:
             output.fill(lambda file: file.write(text))
     click.echo(f"{output_path}: {_rmp_words(_rmp_summary(placed))}")
 
@@ -780,7 +684,7 @@ def main() -> None:
         e.show()
         status = 2
     except click.ClickException as e:
-        click.echo(f"rmpcore: {_one_line(e.format_message())}", err=True)
+        click.echo(f"rmpcore: {one_line(e.format_message())}", err=True)
         status = 2
     except (KeyboardInterrupt, click.Abort):
         status = 130
@@ -788,7 +692,7 @@ def main() -> None:
         _drop_output()
         status = 1
     except OSError as e:
-        click.echo(f"rmpcore: {_one_line(str(e))}", err=True)
+        click.echo(f"rmpcore: {one_line(str(e))}", err=True)
         _drop_output()
         status = 2
     sys.exit(status)

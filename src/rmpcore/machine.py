@@ -18,6 +18,18 @@ from rmpcore.ops import Op, Result
 from rmpcore.state import State
 
 BACKENDS = ("native", "oracle")
+POLICIES = (
+    "none",
+    "rfc-v4",
+    "unmap",
+    "unmap-flush",
+    "kmap",
+    "fault-split",
+    "map-4k",
+    "upstream",
+    "split-restore",
+)
+"""What the host does about its direct map (docs/host.md, sections 3 and 6)."""
 
 
 class MachineError(ValueError):
@@ -45,6 +57,10 @@ class MachineLike(Protocol):
     def kernel(self) -> str:
         """The kernel profile, as "6.12"."""
 
+    @property
+    def policy(self) -> str:
+        """What the host does about its direct map, one of :data:`POLICIES`."""
+
     def apply(self, op: Op) -> Result:
         """Do one op.  Never raises for what an op says: see :class:`rmpcore.ops.Kind`."""
 
@@ -69,6 +85,13 @@ class MachineLike(Protocol):
     def state(self) -> State:
         """Everything that an op can change, as it is now."""
 
+    def counters(self) -> dict[str, int]:
+        """The state's counters alone, :data:`rmpcore.state.COUNTERS`, at little cost."""
+
+    def census(self) -> dict[str, int]:
+        """What the direct map looks like now, counted by walking it: "4k", "2m", "1g" present leaves of that size, and
+        "missing" 4 KiB frames under leaves that are not present.  The high mapping does not count."""
+
     def validate(self) -> str | None:
         """Check the invariants of the whole direct map; None, or one line that names the first that is broken."""
 
@@ -92,6 +115,7 @@ def Machine(  # noqa: N802 - reads as the class that it stands for
     hardware: str = "milan",
     backend: str = "native",
     switches: dict[str, int] | None = None,
+    policy: str = "upstream",
     state: State | None = None,
 ) -> MachineLike:
     """Build a machine: boot its direct map from ``map``, or continue from ``state``.
@@ -99,14 +123,17 @@ def Machine(  # noqa: N802 - reads as the class that it stands for
     kernel:   version whose rules hold, "6.1" or later ("6.12", "6.12.95+deb12-amd64")
     hardware: profile of the SNP part: "milan", "genoa" or "turin"
     switches: overrides of single points of the hardware profile (see docs/rmp.md, "Switches")
+    policy:   what the host does about its direct map, one of :data:`POLICIES`
     Raises :class:`MachineError`; :class:`~rmpcore.maps.MapError` comes from building the map.
     """
+    if policy not in POLICIES:
+        raise MachineError(f"no policy {policy!r}: it is one of {', '.join(POLICIES)}")
     if backend == "native":
         from rmpcore._native import NativeMachine
 
-        return NativeMachine(map, kernel=kernel, hardware=hardware, switches=switches, state=state)
+        return NativeMachine(map, kernel=kernel, hardware=hardware, switches=switches, policy=policy, state=state)
     if backend == "oracle":
         from rmpcore.oracle.machine import OracleMachine
 
-        return OracleMachine(map, kernel=kernel, hardware=hardware, switches=switches, state=state)
+        return OracleMachine(map, kernel=kernel, hardware=hardware, switches=switches, policy=policy, state=state)
     raise MachineError(f"unknown backend {backend!r}: it is one of {', '.join(BACKENDS)}")

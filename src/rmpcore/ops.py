@@ -132,6 +132,8 @@ class OpCode(IntEnum):
     rmp_mark_pages_firmware = 59
     snp_reclaim_pages = 60
     page_state = 61
+    kvm_read_guest = 62
+    kvm_write_guest = 63
 
 
 class OpFlag(IntFlag):
@@ -236,7 +238,7 @@ class Kind(IntEnum):
     FIRMWARE = 8
     """A firmware command's status."""
     ALLOWED = 9
-    """The access passes; ``level``: of the leaf that it went through (host_read, host_write)."""
+    """The access passes; ``level``: of the leaf that it went through (host_* and kvm_*_guest)."""
 
 
 class Refusal(IntEnum):
@@ -342,6 +344,18 @@ STATUS_NAMES = {
     0x1C: "INVALID_PAGE_OWNER",
 }
 """Statuses of firmware commands that the model gives, named as in Linux's include/uapi/linux/psp-sev.h."""
+
+
+RMP_CALLS = (
+    OpCode.rmpupdate,
+    OpCode.rmp_make_private,
+    OpCode.rmp_make_firmware,
+    OpCode.rmp_make_shared,
+    OpCode.psmash,
+    OpCode.rmp_mark_pages_firmware,
+    OpCode.snp_reclaim_pages,
+)
+"""Kernel functions that end in an instruction on the RMP, whose code they may return."""
 
 
 class Op(NamedTuple):
@@ -628,6 +642,8 @@ OPS: tuple[OpSpec, ...] = (
     OpSpec(OpCode.rmp_mark_pages_firmware, (_PFN, _PAGES), "kernel: give pages to the firmware"),
     OpSpec(OpCode.snp_reclaim_pages, (_PFN, _PAGES), "kernel: take pages back from the firmware"),
     OpSpec(OpCode.page_state, (_PFN,), "model: which state the page's entry is in"),
+    OpSpec(OpCode.kvm_read_guest, (_PFN,), "KVM reads a page that a guest shares with it"),
+    OpSpec(OpCode.kvm_write_guest, (_PFN,), "KVM writes a page that a guest shares with it"),
 )
 BY_CODE = {spec.code: spec for spec in OPS}
 BY_NAME = {spec.name: spec for spec in OPS}
@@ -769,7 +785,7 @@ def format_result(op: Op, result: Result) -> str:
     text = f"= {ret}"
     if op.op == OpCode.page_state:
         return f"{text} {PageState(ret).name}" if ret in PageState.__members__.values() else text
-    positive_code = result.kind == Kind.CODE or (op.op == OpCode.psmash and ret > 0)
+    positive_code = result.kind == Kind.CODE or (op.op in RMP_CALLS and ret > 0)
     if positive_code and ret in CODE_NAMES:
         return f"{text} {CODE_NAMES[ret]}"
     if ret != 0:

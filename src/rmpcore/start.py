@@ -32,6 +32,7 @@ from rmpcore.state import State, StateError, read_state, state_to_json
 
 KERNEL = "6.12"
 HARDWARE = "milan"
+POLICY = "upstream"
 """What holds where nothing else is said."""
 
 
@@ -42,6 +43,7 @@ class Rules:
     kernel: str | None = None
     hardware: str | None = None
     switches: dict[str, int] = field(default_factory=dict)
+    policy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Start:
                 self._disagree(f"kernel {mine.kernel}", wanted.kernel)
             if wanted.hardware not in (None, mine.hardware):
                 self._disagree(f"hardware {mine.hardware}", wanted.hardware)
+            if wanted.policy not in (None, mine.policy):
+                self._disagree(f"policy {mine.policy}", wanted.policy)
             for name, value in wanted.switches.items():
                 if mine.switches.get(name) != value:
                     self._disagree(f"switch {name}={mine.switches.get(name, 'default')}", str(value))
@@ -73,6 +77,7 @@ class Start:
             wanted.kernel or mine.kernel or KERNEL,
             wanted.hardware or mine.hardware or HARDWARE,
             mine.switches | wanted.switches,
+            wanted.policy or mine.policy or POLICY,
         )
 
     def _disagree(self, mine: str, wanted: str | None) -> None:
@@ -97,6 +102,7 @@ class Start:
                 hardware=rules.hardware or HARDWARE,
                 backend=backend,
                 switches=rules.switches,
+                policy=rules.policy or POLICY,
                 state=self.state,
             )
         except RmpError as e:
@@ -108,7 +114,7 @@ class Start:
 def _read_dump(node: Node) -> Start:
     check_format(node, STATE_FORMAT)
     switches = {name: node["switches"][name].integer() for name in node["switches"].names()}
-    rules = Rules(node["kernel"].text(), node["hardware"].text(), switches)
+    rules = Rules(node["kernel"].text(), node["hardware"].text(), switches, node["policy"].text())
     return Start(node.source, dumped_map(node["map"]), rules, read_state(node["state"]), "dump")
 
 
@@ -152,5 +158,6 @@ def dump_to_json(machine: MachineLike, rules: Rules, state: State) -> dict[str, 
         "kernel": machine.kernel,
         "hardware": rules.hardware,
         "switches": rules.switches,
+        "policy": machine.policy,
         "state": state_to_json(state),
     }

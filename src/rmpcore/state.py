@@ -48,11 +48,19 @@ COUNTERS = (
     "rmpquery",
     "rmpupdate_retries",
     "leaked_pages",
+    "host_accesses",
+    "host_faults_owner",
+    "host_faults_neighbour",
+    "fault_repairs",
+    "forced_shared",
+    "kmap_windows",
 )
 """direct_map_*: the kernel's own count of leaves by size (double counting included); level*_splits:
 /proc/vmstat direct_map_level*_splits; flush_all: full flushes; flush_pages: pages flushed one by one;
 table_pages: page-table pages in use, root included; rmpupdate to rmpquery: instructions executed
-(faulting ones not counted); rmpupdate_retries: RMPUPDATEs that rmpupdate() repeated; leaked_pages: snp_leak_pages."""
+(faulting ones not counted); rmpupdate_retries: RMPUPDATEs that rmpupdate() repeated; leaked_pages: snp_leak_pages;
+the last six: the host's own accesses, their faults by victim, and what a policy does about them (docs/host.md,
+section 6.5)."""
 
 HIGH_WINDOW = 1 << 30
 """Bytes of the high mapping's window."""

@@ -62,7 +62,7 @@ static void check_in_bulk(const struct rmpc_rmp *rmp)
                                              done == 3 && outcomes[2].kind == RMPC_OUTCOME_ALLOWED);
 }
 
-static void write_in_bulk(const struct rmpc_host *host)
+static void write_in_bulk(struct rmpc_host *host)
 {
     static uint64_t pfns[PAGES];
     static struct rmpc_outcome outcomes[PAGES];
@@ -71,9 +71,9 @@ static void write_in_bulk(const struct rmpc_host *host)
 
     for (uint64_t i = 0; i < PAGES; i++)
         pfns[i] = i * 7 % PAGES;
-    rmpc_host_access_all(host, pfns, PAGES, true, outcomes);
+    rmpc_host_access_all(host, pfns, PAGES, RMPC_HOST_WRITE, outcomes);
     for (size_t i = 0; i < PAGES; i++) {
-        const struct rmpc_outcome one = rmpc_host_access(host, pfns[i], true, &level);
+        const struct rmpc_outcome one = rmpc_host_access(host, pfns[i], RMPC_HOST_WRITE, &level);
 
         expect("host writes in bulk as one by one", same(&one, &outcomes[i]));
         refused += one.kind != RMPC_OUTCOME_ALLOWED;

@@ -21,9 +21,10 @@ emulate      the six instructions from their bytes                   rmp §2.1
 firmware     the firmware's commands                                 rmp §4
 dmap         building the direct map, looking it up                  direct-map §2, §3
 validate     the invariants of a direct map
-cpa          changing attributes: split, protect, alias, collapse    direct-map §4-§8
-snp_host     the kernel's SNP layer                                  host §1
-host_access  reads and writes through the direct map                 rmp §3.4
+cpa          changing attributes: split, protect, alias, collapse    direct-map §4-§8, host §6.4
+policy       what the host does about its direct map                 host §6.1, §6.2
+snp_host     the kernel's SNP layer                                  host §1, §6.2
+host_access  the host's own reads and writes, and its fault handler  host §1, §6.3
 machine      ops on all of it
 """
 

@@ -1,9 +1,9 @@
 """Changing attributes of mapped pages: split, protect, alias (direct-map §4-§6), the calls that do so (§7), and
-making large pages of small ones again (§8)."""
+making large pages of small ones again (§8, and host §6.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -95,6 +95,15 @@ class LargeLeaf:
         return SIZE[self.level] // PAGE_SIZE
 
 
+@dataclass(frozen=True)
+class Slot:
+    """An entry where it is."""
+
+    table: Table
+    index: int
+    raw: int
+
+
 class ChangePageAttributes:
     """The kernel's engine, on one machine's page tables."""
 
@@ -109,6 +118,8 @@ class ChangePageAttributes:
         _, self._write_combining, self._uncached_minus, *_ = modes
         # §7: what is no longer writable is, from 6.6, no longer dirty either.
         self._writable: Flags = frozenset({"RW", "D"}) if kernel.dirty_leaves_with_rw else frozenset({"RW"})
+        # §1: KERNEL_4K, where there is such a mark.
+        self._small_mark: Flags = frozenset({"SOFTW3"}) if kernel.marks_kernel_4k else NOTHING
         self._kernel = kernel
         self._dmap = dmap
         self._memory = memory
@@ -146,8 +157,7 @@ class ChangePageAttributes:
 
     def set_memory_4k(self, spans: Spans) -> int:
         """Forced split; from 6.15 the pages are marked to stay small."""
-        mark = frozenset({"SOFTW3"}) if self._kernel.marks_kernel_4k else NOTHING
-        return self.change(spans, Request(set=mark, force_split=True))
+        return self.change(spans, Request(set=self._small_mark, force_split=True))
 
     def set_memory_global(self, spans: Spans) -> int:
         return self.change(spans, Request(set=frozenset({"G"})))
@@ -481,9 +491,12 @@ class ChangePageAttributes:
                     if table is None:
                         break
                     replaced.append(table)
+        self._give_back(replaced)
+
+    def _give_back(self, replaced: list[Table]) -> None:
+        """One full flush for all; only then are the tables' pages free."""
         if not replaced:
             return
-        # One full flush for all; only then can the tables be given back.
         self._journal.flush_all()
         for table in replaced:
             self._journal.event(EventKind.TABLE_FREE, a=table.address)
@@ -491,50 +504,97 @@ class ChangePageAttributes:
 
     def _collapse_at(self, virtual: int, level: int) -> Table | None:
         """Make a large page of the table under the entry of ``level``; gives the table that it replaces, if it can."""
-        dmap = self._dmap
-        above = dmap.table_for(virtual, level)
         # 1 GiB pages have to be in use.
-        if above is None or (level == 3 and not self._gigabyte_pages):
+        if level == 3 and not self._gigabyte_pages:
             return None
         # The entry must point to a table.
-        index = above.index(virtual)
-        raw = above.get(index)
-        if raw == 0 or not dmap.is_table(raw, level):
+        entry = self._entry_at(virtual, level)
+        if entry is None or not self._dmap.is_table(entry.raw, level):
             return None
-        below = dmap.below(raw)
+        below = self._dmap.below(entry.raw)
         first = self._uniform(below)
-        if first is None:
+        # Not where small pages are marked to stay small.
+        if first is None or (level == 2 and "SOFTW3" in first.flags):
             return None
+        return self._replace_by_leaf(entry, virtual, first)
+
+    def _entry_at(self, virtual: int, level: int) -> Slot | None:
+        """The entry of one level on the way to an address, if the way gets there."""
+        table = self._dmap.table_for(virtual, level)
+        if table is None:
+            return None
+        index = table.index(virtual)
+        return Slot(table, index, table.get(index))
+
+    def _uniform(self, table: Table, aside: Flags = NOTHING) -> Pte | None:
+        """The first entry of a table that maps what one large page could map; flags set aside do not count."""
+        pages_each = SIZE[table.level] // PAGE_SIZE
+        read = self._dmap.format.read
+        frame, flags = read(table.get(0), table.level)
+        first = Pte(frame, flags - aside)
+        # The frame has to be aligned to the large page.
+        if first.frame % (SLOTS * pages_each) != 0:
+            return None
+        # All present, 2 MiB entries also leaves, with the same flags and consecutive frames.
+        if "P" not in first.flags or (table.level == 2 and "PSE" not in first.flags):
+            return None
+        for i in range(1, SLOTS):
+            frame, flags = read(table.get(i), table.level)
+            if Pte(frame, flags - aside) != Pte(first.frame + i * pages_each, first.flags):
+                return None
+        return first
+
+    def _replace_by_leaf(self, entry: Slot, virtual: int, first: Pte) -> Table:
+        """A leaf like the first entry of the table takes the table's place; gives the table."""
+        dmap, level = self._dmap, entry.table.level
+        below = dmap.below(entry.raw)
         # A 2 MiB leaf takes the flags in large form, with PSE; those of a 1 GiB leaf have it already.
         flags = to_large(first.flags) | {"PSE"} if level == 2 else first.flags
         leaf = dmap.format.write(first.frame, flags)
-        above.put(index, leaf)
+        entry.table.put(entry.index, leaf)
         start = round_down(virtual, SIZE[level])
         self._count_collapse(start, level)
         self._journal.event(EventKind.COLLAPSE, level=level, a=start, b=leaf, c=below.address)
         return below
-
-    def _uniform(self, table: Table) -> Pte | None:
-        """The first entry of a table that maps what one large page could map."""
-        pages_each = SIZE[table.level] // PAGE_SIZE
-        read = self._dmap.format.read
-        first = read(table.get(0), table.level)
-        # The frame has to be aligned to the large page.
-        if first.frame % (SLOTS * pages_each) != 0:
-            return None
-        # Small pages: not those marked to stay small.  2 MiB entries: leaves.
-        if "SOFTW3" in first.flags if table.level == 1 else "PSE" not in first.flags:
-            return None
-        # All present, with the same flags and consecutive frames.
-        if "P" not in first.flags:
-            return None
-        for i in range(1, SLOTS):
-            if read(table.get(i), table.level) != Pte(first.frame + i * pages_each, first.flags):
-                return None
-        return first
 
     def _count_collapse(self, virtual: int, level: int) -> None:
         """The counts of a split move back."""
         if self._is_counted(virtual):
             self._move_counts(level, +1)
             self._journal.counters[f"level{level}_collapses"] += 1
+
+    # -- host §6.4: split-restore -------------------------------------------------------------
+
+    def restore_large_pages(self, pfn: int, assigned: Callable[[range], bool]) -> None:
+        """Undo the splits around a frame, where ``assigned`` says of none of the pages that it is."""
+        replaced: list[Table] = []
+        # 1 and 2 are of the 2 MiB, 3 of the 1 GiB.
+        for level in (2, 3):
+            table = self._restore_at(pfn, level, assigned)
+            if table is not None:
+                replaced.append(table)
+        # 4: flush, then free.
+        self._give_back(replaced)
+
+    def _restore_at(self, pfn: int, level: int, assigned: Callable[[range], bool]) -> Table | None:
+        """The table that a large page of ``level`` replaces, if it can."""
+        dmap = self._dmap
+        # 3: the largest page at boot is 1G.
+        if level == 3 and not self._gigabyte_pages:
+            return None
+        # The entry points to a table, by the flags that a split leaves.
+        entry = self._entry_at(dmap.virtual(pfn), level)
+        if entry is None or dmap.format.read(entry.raw, level).flags != SPLIT_POINTER | dmap.format.encrypted:
+            return None
+        # All 512 fit together.  KERNEL_4K counts for nothing in small pages.  (3: while the 2 MiB of the frame are in
+        # small pages, their entry is none with PSE.)
+        aside = self._small_mark if level == 2 else NOTHING
+        first = self._uniform(dmap.below(entry.raw), aside)
+        if first is None:
+            return None
+        # No page is assigned.
+        pages = SIZE[level] // PAGE_SIZE
+        start = round_down(pfn, pages)
+        if assigned(range(start, start + pages)):
+            return None
+        return self._replace_by_leaf(entry, dmap.virtual(pfn), first)

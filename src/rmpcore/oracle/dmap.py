@@ -25,6 +25,8 @@ SIZE = {1: 1 << 12, 2: 1 << 21, 3: 1 << 30, 4: 1 << 39, 5: 1 << 48}
 SLOTS = 512
 COUNTER = {1: "direct_map_4k", 2: "direct_map_2m", 3: "direct_map_1g"}
 """The kernel's count of leaves of each level."""
+CENSUS = {1: "4k", 2: "2m", 3: "1g"}
+"""What a census calls the present leaves of each level."""
 
 HIGH_BASE = 0xFFFF_FFFF_8000_0000
 HIGH_MAPPING = range(HIGH_BASE, HIGH_BASE + SIZE[3])
@@ -38,6 +40,8 @@ Sizes = frozenset[int]
 """The levels of the large pages that a piece of memory may use: {}, {2} or {2, 3}."""
 Row = tuple[int, int, int, int]
 """A row of a State: window, level, offset, raw."""
+DIRECT_MAP_WINDOW = 0
+"""The window of a row that is no part of the high mapping."""
 
 
 @dataclass
@@ -408,6 +412,19 @@ class DirectMap:
                 self._collect(below, i, base + i * SIZE[below.level], window, area, tables, leaves)
         else:
             leaves.append(row)
+
+    def census(self) -> dict[str, int]:
+        """host §6.5: the present leaves of each size, and the 4K frames under leaves that are not present."""
+        found = {**dict.fromkeys(CENSUS.values(), 0), "missing": 0}
+        _, leaves = self.rows()
+        for window, level, _, raw in leaves:
+            if window != DIRECT_MAP_WINDOW:
+                continue
+            if "P" in self.format.read(raw, level).flags:
+                found[CENSUS[level]] += 1
+            else:
+                found["missing"] += SIZE[level] // PAGE_SIZE
+        return found
 
     # -- State: in ----------------------------------------------------------------------------
 

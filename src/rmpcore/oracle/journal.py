@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rmpcore.ops import Event, EventKind
+from rmpcore.ops import Event, EventKind, Result
 from rmpcore.state import COUNTERS
 
 
@@ -19,6 +19,11 @@ class Journal:
         """Something happened; :class:`EventKind` says what the fields are."""
         if self.listening:
             self.events.append(Event(int(kind), level, 0, code, a, b, c))
+
+    def fault(self, address: int, refused: Result) -> None:
+        """An access to a physical address was refused."""
+        kind, code, value, reason = refused.kind, refused.ret, refused.value, refused.reason
+        self.event(EventKind.FAULT, level=kind, code=code, a=address, b=value, c=reason)
 
     def flush_all(self) -> None:
         """All TLB entries on all CPUs."""

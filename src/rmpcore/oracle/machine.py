@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from operator import itemgetter
@@ -19,7 +20,6 @@ from rmpcore.ops import (
     OP_DTYPE,
     RESULT_DTYPE,
     AccessKind,
-    EventKind,
     Flavour,
     Kind,
     Op,
@@ -38,9 +38,10 @@ from rmpcore.oracle.emulate import LEVELS, Emulator
 from rmpcore.oracle.fault import FaultError
 from rmpcore.oracle.firmware import CONTEXTS_MAX, RECORD_SIZE, RECORDS_MAX, Firmware, Record
 from rmpcore.oracle.guest_insn import GuestInstructions
-from rmpcore.oracle.host_access import HostAccesses
+from rmpcore.oracle.host_access import FaultHandler, HostAccesses
 from rmpcore.oracle.journal import Journal
 from rmpcore.oracle.mem import Memory
+from rmpcore.oracle.policy import POLICY, DirectMapCalls
 from rmpcore.oracle.profile import hardware_profile, kernel_profile
 from rmpcore.oracle.rmp_check import IN_USE_ROWS_MAX, PagesInUse, Predicates
 from rmpcore.oracle.rmp_entry import RmpEntry, field
@@ -111,9 +112,11 @@ class OracleMachine:
         kernel: str = "6.12",
         hardware: str = "milan",
         switches: Mapping[str, int] | None = None,
+        policy: str = "upstream",
         state: State | None = None,
     ) -> None:
         self._map = map
+        self._policy = policy
         self._kernel = kernel_profile(kernel)
         self._hardware = hardware_profile(hardware, switches or {})
         self._journal = Journal()
@@ -129,19 +132,23 @@ class OracleMachine:
         self._guests = GuestInstructions(predicates, self._hardware, map.c_bit, self._journal)
         self._emulator = Emulator(self._instructions, self._guests, self._hardware)
         self._firmware = Firmware(map, self._kernel, self._hardware, self._table, self._journal)
-        self._dmap = DirectMap(map, self._memory, self._journal)
-        self._accesses = HostAccesses(self._dmap, self._checks)
-        self._cpa = ChangePageAttributes(map, self._kernel, self._dmap, self._memory, self._journal)
+        # host §6.1
+        paged = replace(map, large_pages="4K") if POLICY[policy].largest_is_4k else map
+        self._dmap = DirectMap(paged, self._memory, self._journal)
+        self._cpa = ChangePageAttributes(paged, self._kernel, self._dmap, self._memory, self._journal)
+        self._calls = DirectMapCalls(self._memory, self._dmap, self._cpa)
+        rules = POLICY[policy](self._calls)
         self._host = SnpHost(
             self._kernel,
             self._memory,
             self._table,
             self._instructions,
             self._firmware,
-            self._dmap,
-            self._cpa,
+            rules,
             self._journal,
         )
+        handler = FaultHandler(self._host, self._calls, self._journal)
+        self._accesses = HostAccesses(map, self._dmap, self._checks, rules, handler, self._journal)
         self._do: dict[OpCode, Callable[[Op], Result]] = {
             OpCode.RMPUPDATE: self._insn_rmpupdate,
             OpCode.PSMASH: self._insn_psmash,
@@ -168,8 +175,10 @@ class OracleMachine:
             OpCode.VMRUN: self._vmrun,
             OpCode.VMEXIT: self._vmexit,
             OpCode.access: self._access,
-            OpCode.host_read: self._host_read,
-            OpCode.host_write: self._host_write,
+            OpCode.host_read: partial(self._host_access, self._accesses.host_read),
+            OpCode.host_write: partial(self._host_access, self._accesses.host_write),
+            OpCode.kvm_read_guest: partial(self._host_access, self._accesses.kvm_read_guest),
+            OpCode.kvm_write_guest: partial(self._host_access, self._accesses.kvm_write_guest),
             OpCode.rmp_mark_pages_firmware: self._rmp_mark_pages_firmware,
             OpCode.snp_reclaim_pages: self._snp_reclaim_pages,
             OpCode.page_state: self._page_state,
@@ -222,6 +231,10 @@ class OracleMachine:
     @property
     def kernel(self) -> str:
         return self._kernel.name
+
+    @property
+    def policy(self) -> str:
+        return self._policy
 
     # -- ops ----------------------------------------------------------------------------------
 
@@ -346,17 +359,12 @@ class OracleMachine:
         try:
             return access()
         except FaultError as fault:
-            ret, kind, _, _, reason, value, _ = fault.result
-            self._journal.event(EventKind.FAULT, level=kind, code=ret, a=address, b=value, c=reason)
+            self._journal.fault(address, fault.result)
             raise
 
-    def _host_read(self, op: Op) -> Result:
+    def _host_access(self, access: Callable[[int], Result], op: Op) -> Result:
         self._require(self._in_direct_map(op.addr, 1))
-        return self._reported(op.addr * PAGE_SIZE, partial(self._accesses.read, op.addr))
-
-    def _host_write(self, op: Op) -> Result:
-        self._require(self._in_direct_map(op.addr, 1))
-        return self._reported(op.addr * PAGE_SIZE, partial(self._accesses.write, op.addr))
+        return access(op.addr)
 
     def _vmrun(self, op: Op) -> Result:
         self._require(self._table is not None)
@@ -428,7 +436,7 @@ class OracleMachine:
         return Result(looked.ret, level=looked.level, flags=flags)
 
     def _adjust_direct_map(self, op: Op) -> Result:
-        return Result(self._host.adjust_direct_map(op.addr, op.level))
+        return Result(self._calls.adjust_direct_map(op.addr, op.level))
 
     def _dump_rmpentry(self, op: Op) -> Result:
         self._host.dump_rmpentry(op.addr)
@@ -537,7 +545,7 @@ class OracleMachine:
             tables=entries(tables),
             leaves=entries(leaves),
             rmp=np.array([(pfn, *rmp[pfn].encode()) for pfn in sorted(rmp)], dtype=RMP_DTYPE),
-            counters=self._journal.counters | {"table_pages": len(self._dmap.tables)},
+            counters=self.counters(),
             mapped=tuple((frames.start, frames.stop) for frames in self._dmap.mapped),
             max_pfn_mapped=self._dmap.max_pfn_mapped,
             kernel_readonly=self._dmap.kernel_readonly,
@@ -550,6 +558,12 @@ class OracleMachine:
             records=tuple(_record_row(at, record) for at, record in sorted(self._firmware.records.items())),
             bookkeeping=tuple(sorted(self._table.counts.items())) if self._table is not None else (),
         )
+
+    def counters(self) -> dict[str, int]:
+        return self._journal.counters | {"table_pages": len(self._dmap.tables)}
+
+    def census(self) -> dict[str, int]:
+        return self._dmap.census()
 
     def _load(self, state: State) -> None:
         self._dmap.load(state)

@@ -1,4 +1,4 @@
-"""The kernel's SNP layer of 6.9 and later, function by function (host §1).
+"""The kernel's SNP layer of 6.9 and later, function by function (host §1), under one policy (host §6).
 
 Returns are 0 or a negative errno; the codes of the instructions stay positive.
 """
@@ -9,22 +9,20 @@ from dataclasses import dataclass
 
 from rmpcore.maps import PAGE_SIZE
 from rmpcore.ops import EventKind, Op, OpCode
-from rmpcore.oracle.cpa import EFAULT, ChangePageAttributes
-from rmpcore.oracle.dmap import ADDRESSES, DirectMap
+from rmpcore.oracle.cpa import EFAULT
+from rmpcore.oracle.dmap import ADDRESSES
 from rmpcore.oracle.fault import FaultError
 from rmpcore.oracle.firmware import Firmware, Status
 from rmpcore.oracle.journal import Journal
 from rmpcore.oracle.mem import Memory
+from rmpcore.oracle.policy import EINVAL, LEVEL_2M, LEVEL_4K, Policy, level_of
 from rmpcore.oracle.profile import Kernel
 from rmpcore.oracle.rmp_entry import HYPERVISOR, field
-from rmpcore.oracle.rmp_insn import FAIL_OVERLAP, SUCCESS, RmpInput, RmpRead, SnpInstructions
-from rmpcore.oracle.rmp_table import REGION, RmpTable, region_of
+from rmpcore.oracle.rmp_insn import SUCCESS, RmpInput, RmpRead, SnpInstructions
+from rmpcore.oracle.rmp_table import RmpTable, region_of
 
 EIO = -5
 ENODEV = -19
-EINVAL = -22
-LEVEL_4K = 1
-LEVEL_2M = 2
 
 
 class HangError(Exception):
@@ -60,8 +58,7 @@ class SnpHost:
         table: RmpTable | None,
         instructions: SnpInstructions,
         firmware: Firmware,
-        dmap: DirectMap,
-        cpa: ChangePageAttributes,
+        policy: Policy,
         journal: Journal,
     ) -> None:
         self._uses_rmpread = kernel.uses_rmpread and instructions.has_rmpread
@@ -69,43 +66,38 @@ class SnpHost:
         self._table = table
         self._instructions = instructions
         self._firmware = firmware
-        self._dmap = dmap
-        self._cpa = cpa
+        self._policy = policy
         self._journal = journal
 
-    def adjust_direct_map(self, pfn: int, level: int) -> int:
-        if level > LEVEL_2M:
-            return EINVAL
-        if not self._memory.pfn_valid(pfn):
-            return EINVAL
-        if level == LEVEL_2M:
-            # Hardware judges a 1 GiB mapping in 2 MiB pieces: nothing to split.
-            good = pfn % REGION == 0 and self._memory.pfn_valid(pfn + REGION - 1)
-            return 0 if good else EINVAL
-        found = self._dmap.lookup(self._dmap.virtual(pfn))
-        if found is None or found.raw == 0 or found.level == 1:
-            return 0
-        return self._cpa.set_memory_4k([self._dmap.span(pfn, 1)])
-
     def rmpupdate(self, pfn: int, state: RmpInput) -> int:
-        """Raises :class:`HangError` where the kernel would never come back."""
+        """host §6.2.  Raises :class:`HangError` where the kernel would never come back."""
+        policy = self._policy
         if self._table is None:
             return ENODEV
-        level = LEVEL_2M if state.page_size == 1 else LEVEL_4K
-        if self.adjust_direct_map(pfn, level) != 0:
+        errno = policy.before(pfn, state)
+        if errno != 0:
+            return errno
+        try:
+            code = self._executed(pfn, state)
+        except FaultError:
             return EFAULT
-        # Execute; repeat while the code is FAIL_OVERLAP.
+        if code == SUCCESS:
+            return policy.after(pfn, state, self._table)
+        if not policy.complains:
+            return code
+        self._journal.event(EventKind.RMPUPDATE_FAILED, level=level_of(state), code=code, a=pfn)
+        self.dump_rmpentry(pfn)
+        return EFAULT
+
+    def _executed(self, pfn: int, state: RmpInput) -> int:
+        """The code of RMPUPDATE, executed again while it is the one that the policy repeats on."""
         done = self._instructions.rmpupdate(pfn * PAGE_SIZE, state)
-        while done.code == FAIL_OVERLAP:
+        while done.code == self._policy.repeated:
             if not done.injected:
                 raise HangError(done.code)
             self._journal.counters["rmpupdate_retries"] += 1
             done = self._instructions.rmpupdate(pfn * PAGE_SIZE, state)
-        if done.code != SUCCESS:
-            self._journal.event(EventKind.RMPUPDATE_FAILED, level=level, code=done.code, a=pfn)
-            self.dump_rmpentry(pfn)
-            return EFAULT
-        return 0
+        return done.code
 
     def rmp_make_private(self, pfn: int, gpa: int, level: int, asid: int, immutable: int) -> int:
         state = RmpInput.of(assigned=1, page_size=page_size(level), gpa=gpa, asid=asid, immutable=immutable)
@@ -122,7 +114,10 @@ class SnpHost:
             return ENODEV
         if not self._memory.pfn_valid(pfn):
             return EINVAL
-        return self._instructions.psmash(pfn * PAGE_SIZE).code
+        try:
+            return self._instructions.psmash(pfn * PAGE_SIZE).code
+        except FaultError:
+            return EFAULT
 
     def snp_lookup_rmpentry(self, pfn: int) -> Looked:
         if self._table is None:

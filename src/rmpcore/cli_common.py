@@ -1,0 +1,137 @@
+"""What the commands share: bad input as one line, result files that appear whole, a progress bar, sizes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from rmpcore.machine import MachineError
+from rmpcore.maps import MapError
+from rmpcore.pages import PagesError
+from rmpcore.plot import PlotError
+from rmpcore.recording import RecordingError
+from rmpcore.state import StateError
+from rmpcore.trace import TraceError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class BadInputError(click.ClickException):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+def one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Output:
+    """A result file that appears whole or not at all.  What stops it from being written shows when it is opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._target = os.path.realpath(path)
+        self._temporary: str | None = None
+        try:
+            if os.path.exists(path) and not os.path.isfile(path):
+                self.file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115 - a pipe or a device
+                return
+            if os.path.exists(self._target) and not os.access(self._target, os.W_OK):
+                raise PermissionError(13, os.strerror(13))
+            folder, name = os.path.split(self._target)
+            temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}.tmp")
+            self.file = open(temporary, "x", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            self._temporary = temporary
+        except (OSError, ValueError) as e:
+            raise BadInputError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+
+    def fill(self, write: Callable[[TextIO], object]) -> None:
+        """Let ``write`` write the file."""
+        try:
+            write(self.file)
+        except OSError as e:
+            raise BadInputError(f"{self.path}: {e.strerror or e}") from None
+
+    def fill_bytes(self, data: bytes) -> None:
+        """Write a file that is not text."""
+        self.fill(lambda file: file.buffer.write(data))
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self.file.close()
+            if kind is None and self._temporary is not None:
+                os.replace(self._temporary, self._target)
+                self._temporary = None
+        except OSError as e:
+            raise BadInputError(f"{self.path}: {e.strerror or e}") from None
+        finally:
+            if self._temporary is not None:
+                os.unlink(self._temporary)
+
+
+class Bar:
+    """A progress bar for what takes more than a second, if there is a terminal to show it on."""
+
+    def __init__(self, total: int | None, what: str) -> None:
+        self._total, self._what = total, what
+        self._started = time.monotonic()
+        self._progress: Progress | None = None
+
+    def __call__(self, done: int) -> None:
+        if self._progress is None:
+            if time.monotonic() - self._started < 1 or not sys.stderr.isatty():
+                return
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._progress = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task(self._what, total=self._total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """Turn what the readers and machines refuse into one line and exit status 2."""
+    try:
+        yield
+    except (
+        MachineError,
+        MapError,
+        PagesError,
+        PlotError,
+        RecordingError,
+        StateError,
+        TraceError,
+    ) as e:
+        raise BadInputError(str(e)) from None
+    except ImportError as e:
+        raise BadInputError(f"the backend cannot be loaded: {e}") from None
+
+
+def size_text(bytes_: int) -> str:
+    value, unit = float(bytes_), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.4g} {unit}"
