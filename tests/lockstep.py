@@ -1,6 +1,7 @@
 """Native and oracle on a long seeded run of random ops: ``python tests/lockstep.py dmap --ops 1000000 --jobs 2``.
 
-dmap: changes of the direct map.  rmp: instructions, accesses, firmware commands and the host around them.
+dmap: changes of the direct map.  rmp: instructions, accesses, firmware commands and the host around them.  policy: the
+host layer under each policy.  workload: a host's workload under each policy, as many ops for each.
 The run is cut into units of one profile (map, kernel, hardware) and one seed each, which start afresh.  In a unit both
 machines get the same ops in bulk; results, events, states and validate() are compared after every chunk.  Exit 1 with
 a short report on the first difference: the unit, the op, and as few ops before it as still show it.
@@ -21,13 +22,27 @@ from typing import NamedTuple, Protocol
 import machines as m
 import numpy as np
 import numpy.typing as npt
+from random_host import HostGenerator
 from random_ops import direct_map_ops, frames_of, image_frames
 from random_rmp import Generator
 
-from rmpcore.machine import Machine, MachineLike
+from rmpcore.machine import POLICIES, Machine, MachineLike
 from rmpcore.maps import PAGE_OFFSETS, MachineMap, SegmentedRmp
-from rmpcore.ops import EventKind, Kind, Op, OpCode, Reason, Refusal, Result, format_result, pack_ops, unpack_results
+from rmpcore.ops import (
+    EventKind,
+    Kind,
+    Op,
+    OpCode,
+    Reason,
+    Refusal,
+    Result,
+    format_result,
+    pack_ops,
+    unpack_ops,
+    unpack_results,
+)
 from rmpcore.state import diff_states
+from rmpcore.workload import PRESETS, resized, steps
 
 Records = npt.NDArray[np.void]
 
@@ -234,7 +249,139 @@ def rmp_units(total: int, seed: int) -> Iterator[Unit]:
                 total -= ops
 
 
-WHAT = {"dmap": direct_map_units, "rmp": rmp_units}
+GIGA_E820 = [(0, 2 * m.GIB, 1), (2 * m.GIB, 64 * m.MIB, 2), (3 * m.GIB, m.GIB, 1)]
+GIGA_RMP = m.build_map(
+    [(0, 2 * m.GIB), (3 * m.GIB, m.GIB)], e820=GIGA_E820, rmp=(2 * m.GIB, 2 * m.GIB + 64 * m.MIB - 1)
+)
+HOSTS: dict[str, MachineMap] = {
+    "1G": GIGA_RMP,
+    "1G c-bit pti": dataclasses.replace(GIGA_RMP, c_bit=1 << 51, default_mask=WITHOUT_G),
+    "1G five levels": dataclasses.replace(GIGA_RMP, levels=5, page_offset=PAGE_OFFSETS[5]),
+    "2M": m.SNP,
+    "image": m.SNP_IMAGE,
+    "partly covered": CONTIGUOUS,
+}
+HOST_KERNELS = ("6.9", "6.12", "6.14", "6.15", "7.3")
+HOST_CHUNK = 150
+HOST_CHUNKS = 8
+
+
+class PolicyUnit(NamedTuple):
+    """Calls of the host layer under one policy."""
+
+    policy: str
+    name: str
+    kernel: str
+    part: str
+    seed: int
+    ops: int
+
+    @property
+    def profile(self) -> str:
+        return self.policy
+
+    @property
+    def map(self) -> MachineMap:
+        return HOSTS[self.name]
+
+    def pair(self) -> tuple[MachineLike, MachineLike]:
+        pair = []
+        for backend in ("native", "oracle"):
+            machine = Machine(self.map, backend=backend, kernel=self.kernel, hardware=self.part, policy=self.policy)
+            machine.record_events(True)
+            pair.append(machine)
+        return pair[0], pair[1]
+
+    def chunks(self) -> Iterator[list[Op]]:
+        generator = HostGenerator(self, self.map)
+        left = self.ops
+        yield generator.first()
+        while left > 0:
+            ops = generator.ops(min(HOST_CHUNK, left))
+            left -= len(ops)
+            yield ops
+
+
+def policy_units(total: int, seed: int) -> Iterator[Unit]:
+    """Units of all policies in turn."""
+    rng = random.Random(seed)
+    number = 0
+    while total > 0:
+        for policy in POLICIES:
+            # 4K leaves of whole gibibytes are slow to compare
+            name = rng.choice([name for name in HOSTS if policy != "map-4k" or "1G" not in name])
+            ops = min(HOST_CHUNK * HOST_CHUNKS, total)
+            if ops > 0:
+                yield PolicyUnit(
+                    policy, name, rng.choice(HOST_KERNELS), rng.choice(PARTS), seed * 1_000_000 + number, ops
+                )
+            number += 1
+            total -= ops
+
+
+WORKLOAD_HOST = m.build_map(
+    [(0, 256 * m.MIB)], e820=[(0, 256 * m.MIB, 1), (256 * m.MIB, 2 * m.MIB, 2)], rmp=(256 * m.MIB, 258 * m.MIB - 1)
+)
+BUSY = resized(
+    PRESETS["churn"],
+    guests=1 << 20,
+    together=3,
+    memory=20 * m.MIB,
+    touched=0.9,
+    exits=300,
+    changes=2,
+    commands=20,
+    host=16 * m.MIB,
+    pressure=0.1,
+)
+"""Guests without end on a small host, so that its memory is used again and again."""
+WORKLOAD_CHUNK = 1 << 15
+LARGEST_REPORT = 20_000
+"""Ops that a difference is looked for in one by one: it may take that many times that many."""
+
+
+class WorkloadUnit(NamedTuple):
+    """A host's workload under one policy."""
+
+    policy: str
+    backing: str
+    seed: int
+    ops: int
+
+    @property
+    def profile(self) -> str:
+        return self.policy
+
+    def pair(self) -> tuple[MachineLike, MachineLike]:
+        pair = []
+        for backend in ("native", "oracle"):
+            machine = Machine(WORKLOAD_HOST, backend=backend, policy=self.policy)
+            machine.record_events(True)
+            pair.append(machine)
+        return pair[0], pair[1]
+
+    def chunks(self) -> Iterator[list[Op]]:
+        waiting: list[Op] = []
+        left = self.ops
+        for step in steps(resized(BUSY, backing=self.backing), WORKLOAD_HOST, self.seed):
+            waiting += unpack_ops(step.ops)
+            while min(left, len(waiting)) >= min(left, WORKLOAD_CHUNK) > 0:
+                chunk = waiting[: min(left, WORKLOAD_CHUNK)]
+                del waiting[: len(chunk)]
+                left -= len(chunk)
+                yield chunk
+            if not left:
+                return
+
+
+def workload_units(total: int, seed: int) -> Iterator[Unit]:
+    """So many ops under each policy, half of them with guests on 2M pages."""
+    for policy in POLICIES:
+        for number, backing in enumerate(("4K", "2M")):
+            yield WorkloadUnit(policy, backing, seed + number, total // 2)
+
+
+WHAT = {"dmap": direct_map_units, "rmp": rmp_units, "policy": policy_units, "workload": workload_units}
 
 
 def difference(native: MachineLike, oracle: MachineLike, ops: list[Op]) -> tuple[str, Records, Records]:
@@ -298,7 +445,10 @@ def run(unit: Unit) -> tuple[str, int, Counter[tuple[str, str]], Counter[str], s
         done += ops
         found, results, events = difference(native, oracle, ops)
         if found:
-            return unit.profile, len(done), outcomes, kinds, f"{found} differ\n{report(unit, done)}"
+            where = (
+                report(unit, done) if len(done) <= LARGEST_REPORT else f"{unit}: in the {len(ops)} ops to {len(done)}"
+            )
+            return unit.profile, len(done), outcomes, kinds, f"{found} differ\n{where}"
         for op, result in zip(ops, unpack_results(results), strict=True):
             name = OpCode(op.op).name if op.op in OpCode.__members__.values() else "no op"
             outcomes[name, outcome(result)] += 1
@@ -316,7 +466,7 @@ def outcome(result: Result) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=WHAT, help="what the ops are about")
-    parser.add_argument("--ops", type=int, default=100_000, help="how many ops (default 100000)")
+    parser.add_argument("--ops", type=int, default=100_000, help="how many ops, for workload under each policy")
     parser.add_argument("--seed", type=int, default=1, help="what the ops depend on (default 1)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     args = parser.parse_args()
@@ -338,7 +488,7 @@ def main() -> int:
         counts = {how: count for (op, how), count in sorted(outcomes.items()) if op == name}
         print(f"{name:32}" + "  ".join(f"{how}: {count}" for how, count in counts.items()))
     print("events".ljust(32) + "  ".join(f"{name}: {count}" for name, count in sorted(events.items())))
-    if args.what == "rmp":
+    if args.what != "dmap":
         print("ops".ljust(32) + "  ".join(f"{name}: {count}" for name, count in sorted(profiles.items())))
     total = profiles.total()
     print(f"{total} ops, {len(profiles)} profiles, no difference; {total / seconds:.0f} ops a second")

@@ -1,4 +1,5 @@
-"""The command line: ``rmpcore run``, ``pages``, ``conform``, ``selftest``, ``decode``, ``place``.
+"""The command line: ``rmpcore run``, ``pages``, ``conform``, ``selftest``, ``decode``, ``place``, and the commands of
+cli_workload and cli_compare.
 
 Exit status 0: all is well.  1: the backends disagree, or a recording or a self-test fails.  2: bad input, told in one
 line on stderr.
@@ -21,6 +22,8 @@ import click
 import numpy as np
 
 from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, one_line, size_text
+from rmpcore.cli_compare import compare_policies
+from rmpcore.cli_workload import workload
 from rmpcore.conform import Conformance
 from rmpcore.conform import conform as conform_file
 from rmpcore.decode import (
@@ -662,6 +665,10 @@ def place(map_path: str, segments: str | None, output_path: str | None) -> None:
         with Output(output_path) as output:
             output.fill(lambda file: file.write(text))
     click.echo(f"{output_path}: {_rmp_words(_rmp_summary(placed))}")
+
+
+cli.add_command(workload)
+cli.add_command(compare_policies)
 
 
 def _drop_output() -> None:

@@ -19,6 +19,7 @@ from rmpcore.plot import PlotError
 from rmpcore.recording import RecordingError
 from rmpcore.state import StateError
 from rmpcore.trace import TraceError
+from rmpcore.workload import WorkloadError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -122,6 +123,7 @@ def bad_input() -> Iterator[None]:
         RecordingError,
         StateError,
         TraceError,
+        WorkloadError,
     ) as e:
         raise BadInputError(str(e)) from None
     except ImportError as e:
