@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/rmpcore run examples/traces/one-guest.trace --map examples/maps/dell-r6515-epyc7513-256g-snp.json --check
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -q tests
+	$(VENV)/bin/python -m pytest -q -n auto tests
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -q bench
