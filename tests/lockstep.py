@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import machines as m
 import numpy as np
@@ -26,7 +26,7 @@ from random_host import HostGenerator
 from random_ops import direct_map_ops, frames_of, image_frames
 from random_rmp import Generator
 
-from rmpcore.machine import POLICIES, Machine, MachineLike
+from rmpcore.machine import BACKENDS, POLICIES, Machine, MachineLike
 from rmpcore.maps import PAGE_OFFSETS, MachineMap, SegmentedRmp
 from rmpcore.ops import (
     EventKind,
@@ -83,6 +83,14 @@ class Unit(Protocol):
 
     def chunks(self) -> Iterator[list[Op]]:
         """The unit's ops, which depend on nothing but the unit."""
+
+
+def pair_of(map_: MachineMap, **options: Any) -> tuple[MachineLike, MachineLike]:
+    """Native and oracle, with events on."""
+    native, oracle = (Machine(map_, backend=backend, **options) for backend in BACKENDS)
+    native.record_events(True)
+    oracle.record_events(True)
+    return native, oracle
 
 
 class DirectMapUnit(NamedTuple):
@@ -211,13 +219,7 @@ class RmpUnit(NamedTuple):
         return TABLES[self.table]
 
     def pair(self) -> tuple[MachineLike, MachineLike]:
-        pair = []
-        for backend in ("native", "oracle"):
-            switches = dict(self.switches)
-            machine = Machine(self.map, backend=backend, kernel=self.kernel, hardware=self.part, switches=switches)
-            machine.record_events(True)
-            pair.append(machine)
-        return pair[0], pair[1]
+        return pair_of(self.map, kernel=self.kernel, hardware=self.part, switches=dict(self.switches))
 
     def chunks(self) -> Iterator[list[Op]]:
         generator = Generator(self, self.map, dict(self.switches))
@@ -285,12 +287,7 @@ class PolicyUnit(NamedTuple):
         return HOSTS[self.name]
 
     def pair(self) -> tuple[MachineLike, MachineLike]:
-        pair = []
-        for backend in ("native", "oracle"):
-            machine = Machine(self.map, backend=backend, kernel=self.kernel, hardware=self.part, policy=self.policy)
-            machine.record_events(True)
-            pair.append(machine)
-        return pair[0], pair[1]
+        return pair_of(self.map, kernel=self.kernel, hardware=self.part, policy=self.policy)
 
     def chunks(self) -> Iterator[list[Op]]:
         generator = HostGenerator(self, self.map)
@@ -353,12 +350,7 @@ class WorkloadUnit(NamedTuple):
         return self.policy
 
     def pair(self) -> tuple[MachineLike, MachineLike]:
-        pair = []
-        for backend in ("native", "oracle"):
-            machine = Machine(WORKLOAD_HOST, backend=backend, policy=self.policy)
-            machine.record_events(True)
-            pair.append(machine)
-        return pair[0], pair[1]
+        return pair_of(WORKLOAD_HOST, policy=self.policy)
 
     def chunks(self) -> Iterator[list[Op]]:
         waiting: list[Op] = []

@@ -20,12 +20,12 @@ from machines import MIB
 from rmpcore import cli, compare
 from rmpcore.cli_compare import _table
 from rmpcore.compare import NUMBERS, SAMPLES, CompareError, Measurement, Spread, Task, measure, summary
-from rmpcore.compare_plot import curves, plot_comparison, require_plot
+from rmpcore.compare_plot import curves, plot_comparison
 from rmpcore.inputs import map_from_node, parse_json
 from rmpcore.machine import BACKENDS, POLICIES, Machine
 from rmpcore.maps import MapError
 from rmpcore.ops import OpCode, make_op, pack_ops
-from rmpcore.plot import PlotError
+from rmpcore.plot import PlotError, require_plot
 from rmpcore.workload import PRESETS, Step, Workload, steps
 
 MAP_FILE: dict[str, Any] = {

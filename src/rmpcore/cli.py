@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import click
 import numpy as np
 
-from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, one_line, size_text
+from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, one_line, place_on, size_text
 from rmpcore.cli_compare import compare_policies
 from rmpcore.cli_workload import workload
 from rmpcore.conform import Conformance
@@ -43,11 +43,11 @@ from rmpcore.explain import explain, explanation_text, explanation_to_json
 from rmpcore.inputs import load_map, map_file
 from rmpcore.klog import kernel_log
 from rmpcore.machine import BACKENDS, POLICIES, MachineLike
-from rmpcore.maps import MachineMap, MapError
+from rmpcore.maps import MachineMap
 from rmpcore.ops import LEVEL_NAMES, RESULT_DTYPE, Refusal, Result, format_result
 from rmpcore.page_state import page_state
 from rmpcore.pages import Pages, diff_text, diff_to_json, pages_text, pages_to_json
-from rmpcore.placement import ASSUMPTION, coverage, place_rmp
+from rmpcore.placement import ASSUMPTION, coverage
 from rmpcore.plot import plot, plot_format
 from rmpcore.proc import meminfo, vmstat
 from rmpcore.recording import RECORDED_STATES, RecordingError
@@ -57,9 +57,6 @@ from rmpcore.selftest import selftest as test_machine
 from rmpcore.start import HARDWARE, KERNEL, POLICY, Rules, Start, dump_to_json, read_start
 from rmpcore.state import State
 from rmpcore.trace import Trace, read_trace, write_results
-
-if TYPE_CHECKING:
-    pass
 
 _LEVELS = {name: number for number, name in LEVEL_NAMES.items()}
 _KERNEL_HELP = f"Kernel whose rules hold.  [default: what a recording or state dump says, else {KERNEL}]"
@@ -653,10 +650,7 @@ def place(map_path: str, segments: str | None, output_path: str | None) -> None:
     shift = _segment_shift(segments) if segments is not None else None
     with bad_input():
         machine_map = load_map(map_path)
-        try:
-            placed = place_rmp(machine_map, segment_shift=shift)
-        except MapError as e:
-            raise MapError(f"{map_path}: {e}") from None
+        placed = place_on(map_path, machine_map, shift)
         about = {"source": f"rmpcore place on {os.path.basename(map_path)}", "notes": ASSUMPTION}
         text = map_file(placed, about)
         if output_path is None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from rmpcore.machine import MachineError
-from rmpcore.maps import MapError
+from rmpcore.maps import MachineMap, MapError
 from rmpcore.pages import PagesError
+from rmpcore.placement import place_rmp
 from rmpcore.plot import PlotError
 from rmpcore.recording import RecordingError
 from rmpcore.state import StateError
@@ -137,3 +138,11 @@ def size_text(bytes_: int) -> str:
             break
         value /= 1024
     return f"{value:.4g} {unit}"
+
+
+def place_on(path: str, machine_map: MachineMap, segment_shift: int | None = None) -> MachineMap:
+    """The map with an RMP where firmware could put it; a refusal names the map's file."""
+    try:
+        return place_rmp(machine_map, segment_shift=segment_shift)
+    except MapError as e:
+        raise MapError(f"{path}: {e}") from None

@@ -17,8 +17,9 @@ import click
 from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, size_text
 from rmpcore.cli_workload import chosen, map_with_rmp, workload_options
 from rmpcore.compare import NUMBERS, CompareError, Measurement, Spread, Task, compare, summary
-from rmpcore.compare_plot import plot_comparison, require_plot
+from rmpcore.compare_plot import plot_comparison
 from rmpcore.machine import BACKENDS, POLICIES
+from rmpcore.plot import require_plot
 from rmpcore.start import HARDWARE, KERNEL, Rules, Start
 from rmpcore.workload import PRESETS, Workload
 

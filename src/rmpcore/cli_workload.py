@@ -12,11 +12,11 @@ from typing import Any, TextIO, TypeVar
 import click
 import numpy as np
 
-from rmpcore.cli_common import BadInputError, Bar, Output, bad_input
+from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, place_on
 from rmpcore.inputs import load_map
-from rmpcore.maps import MachineMap, MapError
+from rmpcore.maps import MachineMap
 from rmpcore.ops import OPS, format_op, unpack_ops
-from rmpcore.placement import ASSUMPTION, place_rmp
+from rmpcore.placement import ASSUMPTION
 from rmpcore.workload import PRESETS, Step, Workload, resized, steps
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -76,10 +76,7 @@ def map_with_rmp(path: str) -> MachineMap:
     """A map; one that has no RMP gets one where ``rmpcore place`` puts it, which is said on stderr."""
     machine_map = load_map(path)
     if machine_map.rmp is None and machine_map.segmented is None:
-        try:
-            machine_map = place_rmp(machine_map)
-        except MapError as e:
-            raise MapError(f"{path}: {e}") from None
+        machine_map = place_on(path, machine_map)
         click.echo(f"rmpcore: {path}: has no RMP, so one is placed.  {ASSUMPTION}", err=True)
     return machine_map
 

@@ -7,7 +7,6 @@ Needs matplotlib (``pip install 'rmpcore[plots]'``), which is loaded when a pict
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmpcore.compare import SAMPLES, Measurement
-from rmpcore.plot import PlotError, plot_format
+from rmpcore.plot import STYLE, figure_file, require_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,15 +29,6 @@ _ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 """Label of the y axis, its scale, and what is drawn: fields of a sample."""
 _PROGRESS = np.arange(SAMPLES + 1) / SAMPLES
-
-
-def require_plot(path: str) -> None:
-    """Raises :class:`~rmpcore.plot.PlotError` where no picture of that name could be drawn."""
-    plot_format(path)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise PlotError("a picture needs matplotlib, which is not installed: pip install 'rmpcore[plots]'") from None
 
 
 def curves(runs: Sequence[Measurement], name: str) -> npt.NDArray[np.float64]:
@@ -61,16 +51,14 @@ def _panel(axes: Axes, runs: Sequence[Measurement], lines: dict[str, Any]) -> No
 
 def plot_comparison(measurements: Sequence[Measurement], path: str, title: str, head: Sequence[str]) -> bytes:
     """The picture as the bytes of a file, SVG or PNG by the path's ending.  Raises :class:`~rmpcore.plot.PlotError`."""
-    require_plot(path)
+    kind = require_plot(path)
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    kind = plot_format(path)
     policies = list(dict.fromkeys(run.policy for run in measurements))
-    # Text stays text and the file is the same each time.
-    with matplotlib.rc_context({"svg.hashsalt": "rmpcore", "svg.fonttype": "none", "font.size": 8}):
+    with matplotlib.rc_context(STYLE | {"font.size": 8}):
         width, height = max(8.5, 1.5 + 1.3 * len(policies)), 8.0
         figure = Figure(figsize=(width, height), dpi=140)
         figure.subplots_adjust(
@@ -102,6 +90,4 @@ def plot_comparison(measurements: Sequence[Measurement], path: str, title: str, 
         keys: list[Any] = [Line2D([], [], color="black", linestyle=style) for style in (_SOLID, _DASHED)]
         names = ["splits; reach; neighbours' faults", "missing; owners' faults", "least to most of the seeds"]
         figure.legend([*keys, Patch(color=_BAND)], names, loc="upper right", frameon=False)
-        out = io.BytesIO()
-        figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    return out.getvalue()
+        return figure_file(figure, kind)

@@ -23,8 +23,11 @@ from rmpcore.placement import coverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png")
+STYLE: dict[Any, Any] = {"svg.hashsalt": "rmpcore", "svg.fonttype": "none"}
+"""With this text stays text, and a picture is the same file each time."""
 COLUMNS = 64
 MAX_ROWS = 128
 _SIZES = {3: "1G", 2: "2M", 1: "4K"}
@@ -45,6 +48,23 @@ def plot_format(path: str) -> str:
     if ending not in FORMATS:
         raise PlotError(f"{path}: the name of a picture ends in {' or '.join('.' + name for name in FORMATS)}")
     return ending
+
+
+def require_plot(path: str) -> str:
+    """:func:`plot_format`; raises :class:`PlotError` also where no picture can be drawn at all."""
+    kind = plot_format(path)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise PlotError("a picture needs matplotlib, which is not installed: pip install 'rmpcore[plots]'") from None
+    return kind
+
+
+def figure_file(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a file, without dates and versions."""
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return out.getvalue()
 
 
 class Grid:
@@ -169,20 +189,16 @@ def _image(axes: Axes, cells: npt.NDArray[np.int64], colours: Mapping[int, str])
 
 def plot(pages: Pages, path: str, title: str) -> bytes:
     """The picture as the bytes of a file, SVG or PNG by the path's ending.  Raises :class:`PlotError`."""
-    kind = plot_format(path)
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise PlotError("a picture needs matplotlib, which is not installed: pip install 'rmpcore[plots]'") from None
+    kind = require_plot(path)
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     grid = Grid(top_of(pages))
     most, smallest = map_cells(pages, grid)
     owners = rmp_cells(pages, grid)
-    # Text stays text and the file is the same each time.
-    with matplotlib.rc_context({"svg.hashsalt": "rmpcore", "svg.fonttype": "none", "hatch.linewidth": 0.5}):
+    with matplotlib.rc_context(STYLE | {"hatch.linewidth": 0.5}):
         figure = Figure(figsize=(11, 8.5), dpi=140)
         left, right = figure.subplots(1, 2, sharey=True)
         figure.subplots_adjust(left=0.075, right=0.985, top=0.865, bottom=0.15, wspace=0.05)
@@ -217,9 +233,7 @@ def plot(pages: Pages, path: str, title: str) -> bytes:
         _legend(left, map_keys, map_names)
         rmp_keys = [*(Patch(color=colour) for colour in _RMP_COLOURS), blank]
         _legend(right, rmp_keys, [*_RMP_NAMES, "no entry, or no memory"])
-        out = io.BytesIO()
-        figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    return out.getvalue()
+        return figure_file(figure, kind)
 
 
 def _rmp_title(pages: Pages) -> str:
