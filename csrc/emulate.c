@@ -62,12 +62,12 @@ static uint64_t flags_after(uint64_t rflags, uint32_t eax)
     return rflags | (low & 1 ? 0 : PF) | (eax ? 0 : ZF) | (eax >> 31 ? SF : 0);
 }
 
-static struct rmpc_outcome do_rmpupdate(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, uint64_t rax, uint64_t address,
-                                        const struct rmpc_memory *memory)
+static struct rmpc_outcome emulate_rmpupdate(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, uint64_t rax, uint64_t address,
+                                             const struct rmpc_memory *memory)
 {
     struct rmpc_rmp_state input = {0, 0};
     const bool injected = cpu->inject.count && cpu->inject.runs[0].code;
-    uint64_t error;
+    uint64_t error = 0;
 
     /* rows 0 and 1 come before the operand, row 2; an injected code comes before both */
     if (rmp && !cpu->mode.user && !cpu->mode.asid && !injected &&
@@ -76,21 +76,23 @@ static struct rmpc_outcome do_rmpupdate(struct rmpc_rmp *rmp, struct rmpc_cpu *c
     return rmpc_rmpupdate(rmp, cpu, rax, input);
 }
 
-static struct rmpc_outcome do_rmpread(const struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, uint64_t rax, uint64_t address,
-                                      const struct rmpc_memory *memory)
+static struct rmpc_outcome emulate_rmpread(const struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, uint64_t rax,
+                                           uint64_t address, const struct rmpc_memory *memory)
 {
+    struct rmpc_cpu unseen = {.mode = cpu->mode};
     struct rmpc_rmp_state output;
-    struct rmpc_outcome outcome = rmpc_rmpread(rmp, cpu, rax, &output);
-    uint64_t error;
+    struct rmpc_outcome outcome = rmpc_rmpread(rmp, &unseen, rax, &output);
+    uint64_t error = 0;
 
     if (outcome.kind == RMPC_OUTCOME_CODE && outcome.code == RMPC_CODE_SUCCESS &&
         !memory->write(memory->user, address, &output, &error))
         return rmpc_outcome_fault(RMPC_VECTOR_PF, error, address, RMPC_REASON_NONE);
-    return outcome;
+    /* only now: one that faults is neither counted nor an event */
+    return rmpc_rmpread(rmp, cpu, rax, &output);
 }
 
-static struct rmpc_outcome do_guests(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, enum rmpc_insn insn, uint64_t gva,
-                                     struct rmpc_registers *registers, const struct rmpc_memory *memory)
+static struct rmpc_outcome emulate_guests(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, enum rmpc_insn insn, uint64_t gva,
+                                          struct rmpc_registers *registers, const struct rmpc_memory *memory)
 {
     uint64_t error = 0;
     struct rmpc_page found;
@@ -122,18 +124,18 @@ struct rmpc_outcome rmpc_insn_execute(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu
         cut = UINT32_MAX;
     switch (decoded->insn) {
     case RMPC_INSN_RMPUPDATE:
-        outcome = do_rmpupdate(rmp, cpu, registers->rax, registers->rcx & cut, memory);
+        outcome = emulate_rmpupdate(rmp, cpu, registers->rax, registers->rcx & cut, memory);
         break;
     case RMPC_INSN_PSMASH:
         outcome = rmpc_psmash(rmp, cpu, registers->rax);
         break;
     case RMPC_INSN_RMPREAD:
-        outcome = do_rmpread(rmp, cpu, registers->rax, registers->rcx & cut, memory);
+        outcome = emulate_rmpread(rmp, cpu, registers->rax, registers->rcx & cut, memory);
         break;
     case RMPC_INSN_PVALIDATE:
     case RMPC_INSN_RMPADJUST:
     case RMPC_INSN_RMPQUERY:
-        outcome = do_guests(rmp, cpu, decoded->insn, registers->rax & cut, registers, memory);
+        outcome = emulate_guests(rmp, cpu, decoded->insn, registers->rax & cut, registers, memory);
         break;
     case RMPC_INSN_NONE:
     case RMPC_INSN_END:

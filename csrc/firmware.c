@@ -17,7 +17,7 @@
 #define MOST_PAGES (UINT64_C(1) << 20)
 #define REGION_BYTES (RMPC_REGION_FRAMES * RMPC_PAGE_SIZE)
 #define RECORD_SIZE UINT64_C(64)
-#define PERMISSION_RESERVED 0xe0
+#define LAUNCH_RESERVED 0xe0
 
 enum { TYPE_FIRST = 1, TYPE_VMSA = 2, TYPE_SECRETS = 5, TYPE_CPUID = 6, TYPE_LAST = 6 };
 
@@ -180,7 +180,7 @@ static enum rmpc_firmware_status reach_frame(const struct rmpc_rmp *rmp, uint64_
     return RMPC_FW_SUCCESS;
 }
 
-static enum rmpc_firmware_status reach(const struct rmpc_rmp *rmp, uint64_t pa, bool uncovered, struct page *page)
+static enum rmpc_firmware_status reach_page(const struct rmpc_rmp *rmp, uint64_t pa, bool uncovered, struct page *page)
 {
     if ((pa & ~rmp->c_bit) % RMPC_PAGE_SIZE)
         return RMPC_FW_INVALID_ADDRESS;
@@ -227,7 +227,7 @@ static bool is_swappable(const struct page *page)
 static enum rmpc_firmware_status reach_guest(struct rmpc_firmware *firmware, uint64_t gctx, struct page *page,
                                              struct rmpc_context **guest)
 {
-    TRY(reach(firmware->rmp, gctx, false, page));
+    TRY(reach_page(firmware->rmp, gctx, false, page));
     *guest = context_of(firmware, page->pfn);
     return *guest && page->state == RMPC_PAGE_CONTEXT ? RMPC_FW_SUCCESS : RMPC_FW_INVALID_GUEST;
 }
@@ -243,7 +243,7 @@ static void fill_segment(const struct rmpc_rmp_segment *segment, uint64_t start,
 }
 
 /* Write an entry for all covered frames that touch [base, base + size). */
-static void fill(const struct rmpc_rmp *rmp, uint64_t base, uint64_t size, uint64_t lo)
+static void fill_entries(const struct rmpc_rmp *rmp, uint64_t base, uint64_t size, uint64_t lo)
 {
     uint64_t pfn = base >> RMPC_PAGE_SHIFT;
     uint64_t last = size ? (base + size - 1) >> RMPC_PAGE_SHIFT : 0;
@@ -303,12 +303,12 @@ static void fix_holes(const struct rmpc_firmware *firmware)
         uint64_t start = (dram->base + RMPC_PAGE_SIZE - 1) & ~(RMPC_PAGE_SIZE - 1);
 
         if (start > end)
-            fill(rmp, end, start - end, RMPC_RMP_IMMUTABLE);
+            fill_entries(rmp, end, start - end, RMPC_RMP_IMMUTABLE);
         end = (dram->base + dram->size) & ~(RMPC_PAGE_SIZE - 1);
     }
-    fill(rmp, end, RMPC_PHYSICAL_LIMIT - end, RMPC_RMP_IMMUTABLE);
+    fill_entries(rmp, end, RMPC_PHYSICAL_LIMIT - end, RMPC_RMP_IMMUTABLE);
     for (size_t i = 0; i < sizeof(fixed) / sizeof(*fixed); i++)
-        fill(rmp, fixed[i].base, fixed[i].size, RMPC_RMP_IMMUTABLE);
+        fill_entries(rmp, fixed[i].base, fixed[i].size, RMPC_RMP_IMMUTABLE);
 }
 
 /* Give the frames of the RMP itself to the firmware. */
@@ -319,7 +319,7 @@ static void take_own(const struct rmpc_rmp *rmp)
     if (rmp->msrs.cfg & RMPC_RMP_CFG_SEGMENTED)
         area.size = RMPC_RMP_BOOKKEEPING + RMPC_PAGE_SIZE;
     for (uint64_t i = 0;; i++) {
-        fill(rmp, area.base, area.size, FIRMWARE_ENTRY);
+        fill_entries(rmp, area.base, area.size, FIRMWARE_ENTRY);
         count_subpages(rmp, area.base, area.size);
         if (!(rmp->msrs.cfg & RMPC_RMP_CFG_SEGMENTED) || i == rmp->count)
             break;
@@ -342,7 +342,7 @@ static enum rmpc_firmware_status snp_init(struct rmpc_firmware *firmware, const 
     fix_holes(firmware);
     take_own(rmp);
     if (size) {
-        fill(rmp, base, size, FIRMWARE_ENTRY | IOMMU_GPA);
+        fill_entries(rmp, base, size, FIRMWARE_ENTRY | IOMMU_GPA);
         count_subpages(rmp, base, size);
     }
     firmware->context_count = 0;
@@ -376,7 +376,7 @@ static enum rmpc_firmware_status gctx_create(struct rmpc_firmware *firmware, con
 {
     struct page page;
 
-    TRY(reach(firmware->rmp, operands->page, false, &page));
+    TRY(reach_page(firmware->rmp, operands->page, false, &page));
     TRY(check_size(&page, false));
     if (page.state != RMPC_PAGE_FIRMWARE)
         return RMPC_FW_INVALID_PAGE_STATE;
@@ -430,12 +430,12 @@ static enum rmpc_firmware_status launch_update(struct rmpc_firmware *firmware, c
     struct page page, gctx;
     uint64_t hi, lo;
 
-    TRY(reach(firmware->rmp, operands->page, false, &page));
+    TRY(reach_page(firmware->rmp, operands->page, false, &page));
     TRY(reach_guest(firmware, operands->gctx, &gctx, &guest));
     if (operands->type < TYPE_FIRST || operands->type > TYPE_LAST)
         return RMPC_FW_INVALID_PARAM;
     for (int vmpl = 1; vmpl < 4; vmpl++)
-        if (operands->permissions[vmpl] & PERMISSION_RESERVED)
+        if (operands->permissions[vmpl] & LAUNCH_RESERVED)
             return RMPC_FW_INVALID_PARAM;
     if (!guest->asid)
         return RMPC_FW_INACTIVE;
@@ -462,7 +462,7 @@ static enum rmpc_firmware_status page_reclaim(struct rmpc_firmware *firmware, co
     uint64_t lo;
     struct page page;
 
-    TRY(reach(firmware->rmp, operands->page & ~UINT64_C(1), false, &page));
+    TRY(reach_page(firmware->rmp, operands->page & ~UINT64_C(1), false, &page));
     if (large != ((page.entry.lo & RMPC_RMP_SIZE_2M) != 0))
         return RMPC_FW_INVALID_PAGE_SIZE;
     TRY(check_size(&page, large));
@@ -500,14 +500,14 @@ static enum rmpc_firmware_status set_state(struct rmpc_firmware *firmware, const
         !operands->pages || operands->pages > MOST_PAGES)
         return RMPC_FW_INVALID_ADDRESS;
     for (uint64_t i = 0; i < operands->pages; i++)
-        TRY(reach(firmware->rmp, operands->page + (i << RMPC_PAGE_SHIFT), false, &page));
+        TRY(reach_page(firmware->rmp, operands->page + (i << RMPC_PAGE_SHIFT), false, &page));
     for (uint64_t i = 0; i < operands->pages; i += RMPC_REGION_FRAMES) {
-        TRY(reach(firmware->rmp, operands->page + (i << RMPC_PAGE_SHIFT), false, &page));
+        TRY(reach_page(firmware->rmp, operands->page + (i << RMPC_PAGE_SHIFT), false, &page));
         if (!is_firmware_region(&page.place))
             return RMPC_FW_INVALID_PAGE_STATE;
     }
     for (uint64_t i = 0; i < operands->pages; i += RMPC_REGION_FRAMES) {
-        TRY(reach(firmware->rmp, operands->page + (i << RMPC_PAGE_SHIFT), false, &page));
+        TRY(reach_page(firmware->rmp, operands->page + (i << RMPC_PAGE_SHIFT), false, &page));
         own(page.place.word, WORD_BUSY | WORD_FIRMWARE);
         for (uint64_t j = 0; j < RMPC_REGION_FRAMES; j++)
             store_entry(&page.place.head[j], (struct rmpc_rmp_entry){RMPC_RMP_IMMUTABLE, page.place.head[j].hi});
@@ -545,8 +545,8 @@ static enum rmpc_firmware_status page_move(struct rmpc_firmware *firmware, const
     struct rmpc_context *guest;
     struct page src, dst, gctx;
 
-    TRY(reach(firmware->rmp, operands->page, false, &src));
-    TRY(reach(firmware->rmp, operands->dst, false, &dst));
+    TRY(reach_page(firmware->rmp, operands->page, false, &src));
+    TRY(reach_page(firmware->rmp, operands->dst, false, &dst));
     TRY(reach_guest(firmware, operands->gctx, &gctx, &guest));
     if (src.pfn == dst.pfn)
         return RMPC_FW_INVALID_ADDRESS;
@@ -595,7 +595,7 @@ static enum rmpc_firmware_status page_unsmash(struct rmpc_firmware *firmware, co
     struct rmpc_rmp_entry entry;
     struct page page;
 
-    TRY(reach(rmp, operands->page, false, &page));
+    TRY(reach_page(rmp, operands->page, false, &page));
     if (page.pfn % RMPC_REGION_FRAMES || !is_whole_region(&page.place))
         return RMPC_FW_INVALID_ADDRESS;
     TRY(check_smashed(page.place.head));
@@ -625,7 +625,7 @@ static enum rmpc_firmware_status md_init(struct rmpc_firmware *firmware, const s
     struct rmpc_context *guest;
     struct page page, gctx;
 
-    TRY(reach(firmware->rmp, operands->page, false, &page));
+    TRY(reach_page(firmware->rmp, operands->page, false, &page));
     TRY(reach_guest(firmware, operands->gctx, &gctx, &guest));
     TRY(check_size(&page, false));
     if (page.state != RMPC_PAGE_FIRMWARE)
@@ -641,7 +641,7 @@ static enum rmpc_firmware_status reach_record(const struct rmpc_firmware *firmwa
     *address = mdata & ~firmware->rmp->c_bit;
     if (*address % RECORD_SIZE)
         return RMPC_FW_INVALID_ADDRESS;
-    return reach(firmware->rmp, *address & ~(RMPC_PAGE_SIZE - 1), false, page);
+    return reach_page(firmware->rmp, *address & ~(RMPC_PAGE_SIZE - 1), false, page);
 }
 
 static enum rmpc_firmware_status swap_out(struct rmpc_firmware *firmware, const struct rmpc_operands *operands)
@@ -651,8 +651,8 @@ static enum rmpc_firmware_status swap_out(struct rmpc_firmware *firmware, const 
     struct rmpc_record record;
     uint64_t address;
 
-    TRY(reach(firmware->rmp, operands->page, false, &src));
-    TRY(reach(firmware->rmp, operands->dst, true, &dst));
+    TRY(reach_page(firmware->rmp, operands->page, false, &src));
+    TRY(reach_page(firmware->rmp, operands->dst, true, &dst));
     TRY(reach_record(firmware, operands->mdata, &mdata, &address));
     TRY(reach_guest(firmware, operands->gctx, &gctx, &guest));
     TRY(check_size(&src, operands->large));
@@ -698,8 +698,8 @@ static enum rmpc_firmware_status swap_in(struct rmpc_firmware *firmware, const s
     struct rmpc_record *record;
     uint64_t address, lo;
 
-    TRY(reach(firmware->rmp, operands->page, true, &src));
-    TRY(reach(firmware->rmp, operands->dst, false, &dst));
+    TRY(reach_page(firmware->rmp, operands->page, true, &src));
+    TRY(reach_page(firmware->rmp, operands->dst, false, &dst));
     TRY(reach_record(firmware, operands->mdata, &mdata, &address));
     TRY(reach_guest(firmware, operands->gctx, &gctx, &guest));
     record = record_at(firmware, address);

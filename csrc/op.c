@@ -281,7 +281,7 @@ static struct rmpc_mode mode_of(const struct rmpc_op *op)
 /* How many VMPLs there are; without an RMP, as many as any part has. */
 static uint32_t vmpls_of(const struct rmpc_rmp *rmp)
 {
-    return rmp ? rmp->hardware.vmpls : 4;
+    return rmp ? rmp->hardware.vmpls : RMPC_VMPLS;
 }
 
 static enum rmpc_status do_guest_insn(const struct rmpc_machine *machine, const struct rmpc_op *op,

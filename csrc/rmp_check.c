@@ -251,19 +251,28 @@ struct rmpc_outcome rmpc_rmp_check(const struct rmpc_rmp *rmp, const struct rmpc
 enum rmpc_status rmpc_rmp_check_all(const struct rmpc_rmp *rmp, const struct rmpc_access *accesses, size_t count,
                                     struct rmpc_outcome *outcomes, size_t *done)
 {
+    const uint32_t vmpls = rmp ? rmp->hardware.vmpls : RMPC_VMPLS;
+
     for (*done = 0; *done < count; ++*done) {
-        if (rmp && !rmpc_access_is_valid(&accesses[*done], rmp->hardware.vmpls))
+        if (!rmpc_access_is_valid(&accesses[*done], vmpls))
             return RMPC_ERR_ARGUMENT;
         outcomes[*done] = rmpc_rmp_check(rmp, &accesses[*done]);
     }
     return RMPC_OK;
 }
 
-struct rmpc_outcome rmpc_rmp_check_host_write(const struct rmpc_rmp *rmp, uint64_t pfn, int level, uint64_t va)
+/* Apart, so that a write that passes at once saves no registers for it. */
+__attribute__((noinline)) static struct rmpc_outcome look_closer(const struct rmpc_rmp *rmp, uint64_t pfn, int level,
+                                                                 uint64_t va)
 {
-    enum rmpc_reason reason = rmp ? refuse_access(rmp, pfn, level, true) : RMPC_REASON_NONE;
+    enum rmpc_reason reason = refuse_access(rmp, pfn, level, true);
 
     return reason == RMPC_REASON_NONE ? allowed : page_fault(va, true, false, reason);
+}
+
+struct rmpc_outcome rmpc_rmp_check_host_write(const struct rmpc_rmp *rmp, uint64_t pfn, int level, uint64_t va)
+{
+    return !rmp || rmpc_rmp_passes(rmp, pfn, level) ? allowed : look_closer(rmp, pfn, level, va);
 }
 
 bool rmpc_rmp_is_hypervisors(const struct rmpc_rmp *rmp, uint64_t pfn, uint64_t pages)
@@ -299,6 +308,7 @@ enum rmpc_status rmpc_in_use_add(struct rmpc_rmp *rmp, struct rmpc_in_use pages)
     if (rmp->in_use_count == RMPC_IN_USE)
         return RMPC_ERR_FULL;
     rmp->in_use[rmp->in_use_count++] = pages;
+    rmpc_set_quick(rmp);
     return RMPC_OK;
 }
 
@@ -341,5 +351,6 @@ enum rmpc_status rmpc_vmexit(struct rmpc_rmp *rmp, uint64_t vmcb)
         return RMPC_ERR_ARGUMENT;
     for (rmp->in_use_count--; row < &rmp->in_use[rmp->in_use_count]; row++)
         *row = row[1];
+    rmpc_set_quick(rmp);
     return RMPC_OK;
 }

@@ -339,7 +339,7 @@ struct rmpc_outcome rmpc_rmpread(const struct rmpc_rmp *rmp, struct rmpc_cpu *cp
 
 /* ---- instructions of guests ---- */
 
-static struct rmpc_outcome nested(const struct rmpc_page *page, uint64_t info, enum rmpc_reason reason)
+static struct rmpc_outcome nested_fault(const struct rmpc_page *page, uint64_t info, enum rmpc_reason reason)
 {
     /* real logs have neither FINAL nor WALK for an instruction (section 3.5) */
     return (struct rmpc_outcome){.code = RMPC_VMEXIT_NPF,
@@ -386,8 +386,8 @@ static struct rmpc_outcome reach(const struct rmpc_rmp *rmp, const struct rmpc_c
     pfn = frame_of(rmp, page->pa);
     if (!find(rmp, pfn, &target->place)) {
         if (is_in_reserved_segment(rmp, pfn))
-            return nested(page, RMPC_FAULT_RSV, RMPC_REASON_RESERVED);
-        return nested(page, RMPC_FAULT_RMP, RMPC_REASON_UNCOVERED);
+            return nested_fault(page, RMPC_FAULT_RSV, RMPC_REASON_RESERVED);
+        return nested_fault(page, RMPC_FAULT_RMP, RMPC_REASON_UNCOVERED);
     }
     if (change) {
         own(target->place.word, WORD_BUSY);
@@ -400,9 +400,9 @@ static struct rmpc_outcome reach(const struct rmpc_rmp *rmp, const struct rmpc_c
     target->governing = govern(&target->place, entry, head);
     reason = refusal(&rmp->hardware, &target->governing, cpu->mode.asid, page->gpa);
     if (reason != RMPC_REASON_NONE)
-        return nested(page, RMPC_FAULT_RMP, reason);
+        return nested_fault(page, RMPC_FAULT_RMP, reason);
     if ((small || page->level == 1) && target->governing.large)
-        return nested(page, RMPC_FAULT_RMP | RMPC_FAULT_SIZEM, RMPC_REASON_SIZE);
+        return nested_fault(page, RMPC_FAULT_RMP | RMPC_FAULT_SIZEM, RMPC_REASON_SIZE);
     return rmpc_outcome_code(RMPC_CODE_SUCCESS);
 }
 

@@ -103,6 +103,9 @@ static inline bool is_in_reserved_segment(const struct rmpc_rmp *rmp, uint64_t p
     return segment && segment->reserved;
 }
 
+/* Say what rmpc_rmp_passes() may go by, after a change of raw or in_use_count. */
+void rmpc_set_quick(struct rmpc_rmp *rmp);
+
 /* While waiting for another thread, which works for some hundred nanoseconds at most. */
 static inline void relax(void)
 {

@@ -42,7 +42,7 @@ enum rmpc_status rmpc_hardware_init(struct rmpc_hardware *hardware, enum rmpc_pa
         .segment_cached = RMPC_RST_ENTRIES,
         .segment_limit = 0,
         .segment_unit = 0,
-        .vmpls = 4,
+        .vmpls = RMPC_VMPLS,
         .vmpl_sss = part != RMPC_PART_MILAN,
         .hv_in_use_wr = part == RMPC_PART_TURIN,
     };
@@ -74,7 +74,7 @@ enum rmpc_status rmpc_hardware_check(const struct rmpc_hardware *h)
         return RMPC_ERR_ARGUMENT;
     if (!within(h->segment_min, GIB_SHIFT - h->segment_unit, 51) || !within(h->segment_max, h->segment_min, 51))
         return RMPC_ERR_ARGUMENT;
-    return within(h->vmpls, 1, 4) ? RMPC_OK : RMPC_ERR_ARGUMENT;
+    return within(h->vmpls, 1, RMPC_VMPLS) ? RMPC_OK : RMPC_ERR_ARGUMENT;
 }
 
 static unsigned cfg_shift(const struct rmpc_rmp_msrs *msrs)
@@ -305,7 +305,26 @@ enum rmpc_status rmpc_rmp_init(struct rmpc_rmp *rmp, const struct rmpc_rmp_msrs 
             words += words_for(segments[i].frames);
         rmp->frames = ((uint64_t)i << rmp->shift) + segments[i].frames;
     }
+    rmpc_set_quick(rmp);
     return RMPC_OK;
+}
+
+void rmpc_set_quick(struct rmpc_rmp *rmp)
+{
+    const struct rmpc_rmp_segment *segment = &rmp->segments[0];
+    bool in_use = rmp->in_use_count && !rmp->hardware.hv_in_use_wr;
+    bool counted = rmp->hardware.subpage_count && segment->regions && !rmp->raw;
+
+    rmp->entries = segment->entries;
+    rmp->quick[0] = in_use ? 0 : segment->frames;
+    rmp->quick[1] = counted ? rmp->quick[0] : 0;
+}
+
+/* From now on some region's subpage count may be wrong. */
+static void distrust(struct rmpc_rmp *rmp)
+{
+    rmp->raw = true;
+    rmpc_set_quick(rmp);
 }
 
 static bool overlaps(uint64_t pfn, uint64_t pa, uint64_t size)
@@ -349,6 +368,7 @@ enum rmpc_status rmpc_rmp_set(struct rmpc_rmp *rmp, uint64_t pfn, struct rmpc_rm
     own(place.word, WORD_BUSY);
     store_entry(place.entry, entry);
     disown(place.word, true, NOT_TRUSTED);
+    distrust(rmp);
     return RMPC_OK;
 }
 
@@ -360,6 +380,7 @@ void rmpc_rmp_touch(struct rmpc_rmp *rmp, uint64_t pfn)
         return;
     own(place.word, WORD_BUSY);
     disown(place.word, true, NOT_TRUSTED);
+    distrust(rmp);
 }
 
 /* The first entry of [offset, segment->frames) that is not zero; segment->frames if there is none. */

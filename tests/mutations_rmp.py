@@ -6,6 +6,7 @@ from mutation import Mutation, mutation
 
 INSN = "csrc/rmp_insn.c"
 CHECK = "csrc/rmp_check.c"
+CHECK_INLINE = "include/rmpcore/rmp_check.h"
 TABLE = "csrc/rmp_table.c"
 INTERNAL = "csrc/rmp_internal.h"
 FIRMWARE = "csrc/firmware.c"
@@ -35,6 +36,27 @@ def dropped(rule: str, file: str, condition: str, *tests: str) -> Mutation:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
+    # what is decided inline
+    mutation(
+        "rmp §3.1 inline, own entry",
+        CHECK_INLINE,
+        "|| (__atomic_load_n(&rmp->entries[pfn]",
+        "|| 0 && (__atomic_load_n(&rmp->entries[pfn]",
+        CASES,
+    ),
+    mutation("rmp §3.1 inline, region", CHECK_INLINE, "return level <= 1 ||", "return 1 ||", CASES),
+    mutation(
+        "rmp §3.1 inline, count",
+        CHECK_INLINE,
+        "(RMPC_RMP_ASSIGNED | RMPC_RMP_SUBPAGE_COUNT)",
+        "RMPC_RMP_ASSIGNED",
+        CASES,
+    ),
+    mutation("rmp §3.1 inline, written unchecked", TABLE, "rmp->raw = true", "(void)rmp", CASES),
+    mutation(
+        "rmp §3.1 inline, without counts", TABLE, "counted = rmp->hardware.subpage_count && ", "counted = ", CASES
+    ),
+    mutation("rmp §3.7 inline, in use", TABLE, "in_use = rmp->in_use_count &&", "in_use = 0 &&", CASES),
     # the table
     mutation("rmp §1.6 rounded up from 6.10", TABLE, "kernel->rmp_end_blocks ? RMPC_PAGE_SIZE - 1 : 0", "0", SEGMENTS),
     mutation("rmp §1.7 clamped", TABLE, "bytes < UINT64_C(1) << shift ? bytes :", "1 ? bytes :", SEGMENTS),

@@ -1491,6 +1491,15 @@ def test_an_entry_stored_by_hand_stops_its_neighbours(backend: str) -> None:
     assert host.do("host_write", pfn=0x405) == Result(0, Kind.ALLOWED, 2)
 
 
+def test_a_part_without_counts_looks_at_all_entries(backend: str) -> None:
+    """rmp §3.1, §1.2: a neighbour's entry stops the write also where no instruction counts subpages."""
+    host = Host(backend, SNP, switches={"subpage_count": 0})
+    host.assign(0x433)
+    assert host.rmp(0x400)[0] == 0
+    assert host.do("host_write", pfn=0x405).reason == Reason.NEIGHBOUR
+    assert host.do("host_write", pfn=0x605) == Result(0, Kind.ALLOWED, 2)
+
+
 def test_blocks_without_usable_memory_stay(backend: str) -> None:
     """host §1: a block at an end of the RMP is reserved only if some of it is usable memory; soft-reserved is not."""
     map_ = build_map(

@@ -11,7 +11,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "dmap.h"
+
+RMPC_BEGIN_DECLS
 
 #define RMPC_EFAULT 14
 #define RMPC_ENOMEM 12
@@ -69,5 +72,7 @@ int rmpc_set_direct_map_valid_noflush(struct rmpc_dmap *dmap, uint64_t pfn, uint
  * leaf would map. */
 void rmpc_dmap_restore(struct rmpc_dmap *dmap, uint64_t pfn,
                        bool (*may_restore)(const void *user, uint64_t pfn, uint64_t pages), const void *user);
+
+RMPC_END_DECLS
 
 #endif

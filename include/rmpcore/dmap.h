@@ -12,11 +12,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "event.h"
 #include "kernel.h"
 #include "mem.h"
 #include "pte.h"
 #include "status.h"
+
+RMPC_BEGIN_DECLS
 
 #define RMPC_HIGH_MAP UINT64_C(0xffffffff80000000) /* virtual address of the window of the kernel image */
 #define RMPC_HIGH_SIZE (UINT64_C(1) << 30)
@@ -218,5 +221,7 @@ enum rmpc_invariant rmpc_dmap_validate(const struct rmpc_dmap *dmap, uint64_t *s
 
 /* The invariant's name; never NULL. */
 const char *rmpc_invariant_name(enum rmpc_invariant invariant);
+
+RMPC_END_DECLS
 
 #endif

@@ -9,7 +9,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "rmp_insn.h"
+
+RMPC_BEGIN_DECLS
 
 enum rmpc_insn {
     RMPC_INSN_NONE,
@@ -60,5 +63,7 @@ enum rmpc_cpu_mode { RMPC_MODE_LONG, RMPC_MODE_PROTECTED, RMPC_MODE_REAL }; /* 6
 struct rmpc_outcome rmpc_insn_execute(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, enum rmpc_cpu_mode mode,
                                       const uint8_t *bytes, size_t size, struct rmpc_registers *registers,
                                       const struct rmpc_memory *memory, struct rmpc_decoded *decoded);
+
+RMPC_END_DECLS
 
 #endif

@@ -10,6 +10,10 @@
 #include <assert.h>
 #include <stdint.h>
 
+#include "api.h"
+
+RMPC_BEGIN_DECLS
+
 enum rmpc_event_kind {
     RMPC_EVENT_RMPUPDATE = 1,        /* code: EAX; a: RAX; b, c: low and high quadword of the input */
     RMPC_EVENT_PSMASH = 2,           /* code: EAX; a: RAX */
@@ -63,5 +67,7 @@ static inline void rmpc_report(const struct rmpc_events *events, enum rmpc_event
         events->report(events->user, &event);
     }
 }
+
+RMPC_END_DECLS
 
 #endif

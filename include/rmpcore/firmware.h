@@ -13,8 +13,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "event.h"
 #include "rmp_table.h"
+
+RMPC_BEGIN_DECLS
 
 enum rmpc_page_state {
     RMPC_PAGE_DEFAULT, /* no entry: not covered */
@@ -127,7 +130,8 @@ struct rmpc_operands {
     bool iommu;             /* SHUTDOWN: give the IOMMU's buffers back */
 };
 
-/* Do a command.  INVALID_PARAM where there is no such command. */
+/* Do a command.  INVALID_PARAM where there is no such command, or INVALID_PLATFORM_STATE before SNP_INIT.  Its event has
+ * page and gctx as they were given, used or not. */
 enum rmpc_firmware_status rmpc_firmware_command(struct rmpc_firmware *firmware, enum rmpc_command command,
                                                 const struct rmpc_operands *operands);
 
@@ -135,5 +139,7 @@ enum rmpc_firmware_status rmpc_firmware_command(struct rmpc_firmware *firmware, 
  * or out of order; RMPC_ERR_FULL. */
 enum rmpc_status rmpc_firmware_add_context(struct rmpc_firmware *firmware, struct rmpc_context context);
 enum rmpc_status rmpc_firmware_add_record(struct rmpc_firmware *firmware, struct rmpc_record record);
+
+RMPC_END_DECLS
 
 #endif

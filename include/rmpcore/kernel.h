@@ -7,7 +7,10 @@
 
 #include <stdbool.h>
 
+#include "api.h"
 #include "status.h"
+
+RMPC_BEGIN_DECLS
 
 struct rmpc_kernel {
     int major;
@@ -26,5 +29,7 @@ struct rmpc_kernel {
 
 /* RMPC_ERR_KERNEL: older than 6.1, the first version whose rules are known. */
 enum rmpc_status rmpc_kernel_init(struct rmpc_kernel *kernel, int major, int minor);
+
+RMPC_END_DECLS
 
 #endif

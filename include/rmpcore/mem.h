@@ -11,7 +11,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "status.h"
+
+RMPC_BEGIN_DECLS
 
 #define RMPC_PAGE_SHIFT 12
 #define RMPC_PAGE_SIZE UINT64_C(4096)
@@ -100,5 +103,7 @@ void rmpc_pool_init(struct rmpc_pool *pool);
 /* alloc and free callbacks for struct rmpc_mem; user is the pool. */
 uint64_t rmpc_pool_alloc(void *user);
 void rmpc_pool_free(void *user, uint64_t pa);
+
+RMPC_END_DECLS
 
 #endif

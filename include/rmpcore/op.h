@@ -12,8 +12,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "cpa.h"
 #include "snp_host.h"
+
+RMPC_BEGIN_DECLS
 
 enum rmpc_op_code {
     /* instructions */
@@ -202,5 +205,7 @@ void rmpc_machine_apply(struct rmpc_machine *machine, const struct rmpc_op *op, 
 /* The ops in order; results has room for count. */
 void rmpc_machine_run(struct rmpc_machine *machine, const struct rmpc_op *ops, size_t count,
                       struct rmpc_result *results);
+
+RMPC_END_DECLS
 
 #endif

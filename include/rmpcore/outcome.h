@@ -8,6 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "api.h"
+
+RMPC_BEGIN_DECLS
+
 enum rmpc_outcome_kind {
     RMPC_OUTCOME_ALLOWED, /* an access passes */
     RMPC_OUTCOME_CODE,    /* an instruction has run; code: EAX */
@@ -83,17 +87,17 @@ struct rmpc_outcome {
 
 static inline struct rmpc_outcome rmpc_outcome_code(uint32_t code)
 {
-    return (struct rmpc_outcome){.code = code, .kind = RMPC_OUTCOME_CODE};
+    struct rmpc_outcome outcome = {code, RMPC_OUTCOME_CODE, RMPC_REASON_NONE, false, false, 0, 0};
+    return outcome;
 }
 
 static inline struct rmpc_outcome rmpc_outcome_fault(enum rmpc_vector vector, uint64_t error, uint64_t address,
                                                      enum rmpc_reason reason)
 {
-    return (struct rmpc_outcome){.code = (uint32_t)vector,
-                                 .kind = RMPC_OUTCOME_FAULT,
-                                 .reason = (uint8_t)reason,
-                                 .info = error,
-                                 .address = address};
+    struct rmpc_outcome outcome = {(uint32_t)vector, RMPC_OUTCOME_FAULT, (uint8_t)reason, false, false, error, address};
+    return outcome;
 }
+
+RMPC_END_DECLS
 
 #endif

@@ -11,6 +11,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "api.h"
+
+RMPC_BEGIN_DECLS
+
 #define RMPC_PTE_P (UINT64_C(1) << 0)
 #define RMPC_PTE_RW (UINT64_C(1) << 1)
 #define RMPC_PTE_US (UINT64_C(1) << 2)
@@ -90,5 +94,7 @@ static inline uint64_t rmpc_pte_without_protnone(uint64_t flags)
 {
     return flags & RMPC_PTE_P ? flags : flags & ~RMPC_PTE_G;
 }
+
+RMPC_END_DECLS
 
 #endif

@@ -7,8 +7,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "outcome.h"
 #include "rmp_table.h"
+
+RMPC_BEGIN_DECLS
 
 /* Whose access it is, or what the processor uses the page as. */
 enum rmpc_who {
@@ -60,8 +63,27 @@ struct rmpc_outcome rmpc_rmp_check(const struct rmpc_rmp *rmp, const struct rmpc
 enum rmpc_status rmpc_rmp_check_all(const struct rmpc_rmp *rmp, const struct rmpc_access *accesses, size_t count,
                                     struct rmpc_outcome *outcomes, size_t *done);
 
+/* Does a write of the host to this page, through a mapping of this level, pass for certain?  Inline and without a call:
+ * true wherever the frame's own entry and its region's first say so; false says nothing (section 3.1). */
+static inline bool rmpc_rmp_passes(const struct rmpc_rmp *rmp, uint64_t pfn, int level)
+{
+    const uint64_t head = pfn & ~(RMPC_REGION_FRAMES - 1);
+
+    if (pfn >= rmp->quick[level > 1] || (__atomic_load_n(&rmp->entries[pfn].lo, __ATOMIC_RELAXED) & RMPC_RMP_ASSIGNED))
+        return false;
+    return level <= 1 || !(__atomic_load_n(&rmp->entries[head].lo, __ATOMIC_RELAXED) &
+                           (RMPC_RMP_ASSIGNED | RMPC_RMP_SUBPAGE_COUNT));
+}
+
 /* A write of the host at va to a page of a mapping of this level (1 to 3): rmpc_rmp_check() without the detours. */
 struct rmpc_outcome rmpc_rmp_check_host_write(const struct rmpc_rmp *rmp, uint64_t pfn, int level, uint64_t va);
+
+/* The same as yes or no, for a simulator that asks at every write: as fast as the check written by hand. */
+static inline bool rmpc_rmp_host_may_write(const struct rmpc_rmp *rmp, uint64_t pfn, int level)
+{
+    return !rmp || rmpc_rmp_passes(rmp, pfn, level) ||
+           rmpc_rmp_check_host_write(rmp, pfn, level, 0).kind == RMPC_OUTCOME_ALLOWED;
+}
 
 /* Is no page of these whole 2 MiB regions assigned?  Uncovered ones are not. */
 bool rmpc_rmp_is_hypervisors(const struct rmpc_rmp *rmp, uint64_t pfn, uint64_t pages);
@@ -79,5 +101,7 @@ enum rmpc_status rmpc_vmexit(struct rmpc_rmp *rmp, uint64_t vmcb);
 /* Put pages in use as a saved state has them, unchecked.  RMPC_ERR_ARGUMENT: a frame that cannot be, or no VMCB;
  * RMPC_ERR_FULL. */
 enum rmpc_status rmpc_in_use_add(struct rmpc_rmp *rmp, struct rmpc_in_use pages);
+
+RMPC_END_DECLS
 
 #endif

@@ -13,6 +13,10 @@
 #include <assert.h>
 #include <stdint.h>
 
+#include "api.h"
+
+RMPC_BEGIN_DECLS
+
 #define RMPC_RMP_ASSIGNED (UINT64_C(1) << 0)
 #define RMPC_RMP_SIZE_2M (UINT64_C(1) << 1)
 #define RMPC_RMP_IMMUTABLE (UINT64_C(1) << 2)
@@ -67,5 +71,7 @@ static inline uint64_t rmpc_rmp_subpages(struct rmpc_rmp_entry entry)
 {
     return (entry.lo & RMPC_RMP_SUBPAGE_COUNT) >> RMPC_RMP_SUBPAGE_SHIFT;
 }
+
+RMPC_END_DECLS
 
 #endif

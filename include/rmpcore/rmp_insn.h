@@ -9,9 +9,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "event.h"
 #include "outcome.h"
 #include "rmp_table.h"
+
+RMPC_BEGIN_DECLS
 
 #define RMPC_INJECT_RUNS 64
 #define RMPC_INJECT_MAX_COUNT (UINT64_C(1) << 20)
@@ -82,5 +85,7 @@ struct rmpc_outcome rmpc_rmpadjust(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, u
                                    const struct rmpc_page *page);
 struct rmpc_outcome rmpc_rmpquery(const struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, uint64_t gva, uint64_t *rcx,
                                   uint64_t *rdx, const struct rmpc_page *page);
+
+RMPC_END_DECLS
 
 #endif

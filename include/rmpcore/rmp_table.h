@@ -9,15 +9,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "kernel.h"
 #include "mem.h"
 #include "rmp_entry.h"
 #include "status.h"
 
+RMPC_BEGIN_DECLS
+
 #define RMPC_RMP_BOOKKEEPING UINT64_C(0x4000) /* bytes before the first entry, or before the segment table */
 #define RMPC_RMP_ENTRY_SIZE UINT64_C(16)
 #define RMPC_RMP_MSR_ADDRESS UINT64_C(0x000fffffffffe000) /* address bits of RMP_BASE and RMP_END: 51:13 */
 #define RMPC_RMP_ASIDS 2048                               /* counters in the bookkeeping area */
+
+#define RMPC_VMPLS 4 /* no part has more */
 
 #define RMPC_RMP_CFG_SEGMENTED UINT64_C(1)
 #define RMPC_RMP_CFG_SHIFT UINT64_C(0x3f00) /* bits 13:8: a segment covers 2 to this power bytes */
@@ -110,6 +115,10 @@ struct rmpc_in_use {
  *   bookkeeping      host address of the counters of pages by ASID
  *   c_bit            memory-encryption bit, taken out of every address first; 0: none
  *   in_use           the pages of VMRUNs that are under way
+ *   raw              an entry was written past the checks: subpage counts are not to be trusted everywhere
+ *   entries,
+ *   quick            what rmpc_rmp_passes() goes by: the first segment's entries, and how many of them it may use for
+ *                    mappings of 4K ([0]) and for larger ones ([1])
  * RMP instructions and access checks may run on one table from many threads at once if it has region words: each 2 MiB
  * region is changed by one thread at a time.  Without region words, and for all other functions, one thread at a
  * time.
@@ -125,6 +134,9 @@ struct rmpc_rmp {
     struct rmpc_hardware hardware;
     struct rmpc_in_use in_use[RMPC_IN_USE];
     size_t in_use_count;
+    bool raw;
+    const struct rmpc_rmp_entry *entries;
+    uint64_t quick[2];
 };
 
 /* The kernel's checks: RMPC_OK or one of the RMPC_ERR_RMP_* refusals.
@@ -209,5 +221,7 @@ void rmpc_rmp_touch(struct rmpc_rmp *rmp, uint64_t pfn);
 /* The next frame at or after pfn whose entry is not zero; rmp->frames if there is none.  Reads only regions that
  * were changed when the table has region words. */
 uint64_t rmpc_rmp_next_used(const struct rmpc_rmp *rmp, uint64_t pfn);
+
+RMPC_END_DECLS
 
 #endif

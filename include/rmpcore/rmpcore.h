@@ -2,6 +2,7 @@
 #ifndef RMPCORE_RMPCORE_H
 #define RMPCORE_RMPCORE_H
 
+#include "api.h"
 #include "emulate.h"
 #include "op.h"
 

@@ -12,10 +12,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "dmap.h"
 #include "firmware.h"
 #include "rmp_check.h"
 #include "rmp_insn.h"
+
+RMPC_BEGIN_DECLS
 
 #define RMPC_EIO 5
 #define RMPC_ENODEV 19
@@ -143,5 +146,7 @@ bool rmpc_host_handle_fault(struct rmpc_host *host, uint64_t pfn, struct rmpc_ou
  *   usable  sorted extents; whole pages or not */
 size_t rmpc_rmp_end_blocks(const struct rmpc_rmp *rmp, const struct rmpc_extent *usable, size_t count,
                            struct rmpc_extent *blocks, size_t room);
+
+RMPC_END_DECLS
 
 #endif

@@ -6,7 +6,10 @@
 #ifndef RMPCORE_SPARSE_H
 #define RMPCORE_SPARSE_H
 
+#include "api.h"
 #include "mem.h"
+
+RMPC_BEGIN_DECLS
 
 /* Reserve zeroed host memory for range->size bytes (a multiple of the page size) and set range->host.
  *   dense  it will be touched in long runs (RAM whose page tables lie side by side), so that huge pages pay;
@@ -16,5 +19,7 @@ enum rmpc_status rmpc_sparse_map(struct rmpc_range *range, bool dense);
 
 /* Give it back.  A range whose host is NULL is left alone. */
 void rmpc_sparse_unmap(struct rmpc_range *range);
+
+RMPC_END_DECLS
 
 #endif

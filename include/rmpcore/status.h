@@ -7,6 +7,10 @@
 #ifndef RMPCORE_STATUS_H
 #define RMPCORE_STATUS_H
 
+#include "api.h"
+
+RMPC_BEGIN_DECLS
+
 enum rmpc_status {
     RMPC_OK = 0,
     RMPC_ERR_ARGUMENT = 1,   /* an argument outside what the function takes */
@@ -27,5 +31,7 @@ enum rmpc_status {
 
 /* One line of English for a status; never NULL. */
 const char *rmpc_status_text(enum rmpc_status status);
+
+RMPC_END_DECLS
 
 #endif

@@ -2,7 +2,8 @@
  * The access checks in bulk, and entries that are written past the library: checks.
  *
  * rmpc_rmp_check_all() has to give what rmpc_rmp_check() gives one by one, and to stop at an access that is none;
- * rmpc_host_access_all() likewise.  A region that rmpc_rmp_touch() names is looked at again.
+ * rmpc_host_access_all() likewise.  A region that rmpc_rmp_touch() names is looked at again.  The inline check of a
+ * write agrees with the one that judges every access, whatever it may go by.
  * Exit status 0: all of that holds.
  */
 #include <stdio.h>
@@ -81,6 +82,48 @@ static void write_in_bulk(struct rmpc_host *host)
     expect("one region is refused, and no other", refused == RMPC_REGION_FRAMES);
 }
 
+/* The inline check beside rmpc_rmp_check(), which does without it; how many writes of each level are refused. */
+static void ask_inline(const char *what, const struct rmpc_rmp *rmp, size_t small, size_t large)
+{
+    const size_t expected[] = {0, small, large, large};
+
+    for (uint8_t level = 1; level <= 3; level++) {
+        size_t refused = 0;
+
+        for (uint64_t pfn = 0; pfn < rmp->frames + 8; pfn++) {
+            const struct rmpc_access access = {
+                .pa = pfn << RMPC_PAGE_SHIFT, .who = RMPC_WHO_HOST, .kind = RMPC_WRITE, .level = level};
+            const bool may = rmpc_rmp_host_may_write(rmp, pfn, level);
+
+            if (may != (rmpc_rmp_check(rmp, &access).kind == RMPC_OUTCOME_ALLOWED) ||
+                may != (rmpc_rmp_check_host_write(rmp, pfn, level, 0).kind == RMPC_OUTCOME_ALLOWED))
+                expect(what, false);
+            refused += !may;
+        }
+        expect(what, refused == expected[level]);
+    }
+}
+
+/* rmp section 3.1, and 3.7 for pages in use: one page of the third region, then a VMCB at the head of the fourth. */
+static void write_inline(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu)
+{
+    const struct rmpc_in_use pages = {0x600, 0, 0};
+
+    rmp->hardware.hv_in_use_wr = false;
+    ask_inline("inline, an empty table", rmp, 0, 0);
+    expect("which needs no call", rmpc_rmp_passes(rmp, 0x405, 1) && rmpc_rmp_passes(rmp, 0x405, 2));
+    rmpc_rmpupdate(rmp, cpu, UINT64_C(0x405) << RMPC_PAGE_SHIFT, rmpc_rmp_state_make(0x1000, 1, 0, 0, 5));
+    ask_inline("inline, a page assigned", rmp, 1, RMPC_REGION_FRAMES);
+    expect("a page in use", rmpc_in_use_add(rmp, pages) == RMPC_OK);
+    ask_inline("inline, and one in use", rmp, 2, 2 * RMPC_REGION_FRAMES);
+    expect("which is not any more", rmpc_vmexit(rmp, pages.vmcb << RMPC_PAGE_SHIFT) == RMPC_OK);
+    ask_inline("inline, after that", rmp, 1, RMPC_REGION_FRAMES);
+    expect("which needs no call again", rmpc_rmp_passes(rmp, 0x600, 2));
+    rmpc_rmpupdate(rmp, cpu, UINT64_C(0x405) << RMPC_PAGE_SHIFT, rmpc_rmp_state_make(0, 0, 0, 0, 0));
+    ask_inline("inline, given back", rmp, 0, 0);
+    expect("without SNP all is allowed", rmpc_rmp_host_may_write(NULL, 0, 1));
+}
+
 int main(void)
 {
     static const struct rmpc_extent memory = {0, 64 * MIB};
@@ -119,12 +162,14 @@ int main(void)
         rmpc_rmp_init(&rmp, &msrs, &mem, &hardware, 0, &segment, words) != RMPC_OK)
         return 2;
 
+    write_inline(&rmp, &cpu);
     /* one page of the second region, written past the library */
     if (rmpc_mem_write(&mem, 64 * MIB + 0x4000 + 0x233 * 16, by_hand, sizeof(by_hand)) != RMPC_OK)
         return 2;
-    expect("nobody knows of the entry", rmpc_rmp_next_used(&rmp, 0) == rmp.frames);
+    expect("nobody knows of the entry", rmpc_rmp_next_used(&rmp, 0) != 0x233);
     rmpc_rmp_touch(&rmp, 0x233);
-    expect("now it is found", rmpc_rmp_next_used(&rmp, 0) == 0x233 && rmpc_rmp_next_used(&rmp, 0x234) == rmp.frames);
+    expect("now it is found", rmpc_rmp_next_used(&rmp, 0) == 0x233);
+    ask_inline("inline, an entry written past the library", &rmp, 1, RMPC_REGION_FRAMES);
     write_in_bulk(&host);
     check_in_bulk(&rmp);
     for (int i = 0; i < 2; i++)
