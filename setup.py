@@ -1,18 +1,27 @@
 """Build: the C core once, as a static library, and the extension linked against it.
 
-All other configuration is in pyproject.toml.  RMPCORE_SANITIZE=address,undefined (or thread) builds library
-and extension with that sanitizer and without optimisation.
+The wheel has the headers, the library and a pkg-config file for other people's C programs.  All other configuration is
+in pyproject.toml.  RMPCORE_SANITIZE=address,undefined (or thread) builds library and extension with that sanitizer and
+without optimisation.
 """
 
 import os
+import re
 from pathlib import Path
+from typing import cast
 
 from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 CORE = sorted(str(path) for path in Path("csrc").glob("*.c"))
 HOSTED = sorted(str(path) for path in Path("csrc/hosted").glob("*.c"))
 HEADERS = sorted(str(path) for path in Path("include/rmpcore").glob("*.h"))
+
+# the header says which version this is
+API = Path("include/rmpcore/api.h").read_text()
+VERSION = ".".join(re.findall(r"^#define RMPC_VERSION_\w+ (\d+)$", API, re.MULTILINE))
 
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic"]
 sanitize = os.environ.get("RMPCORE_SANITIZE", "")
@@ -37,7 +46,33 @@ class BuildWithHeaders(build_py):
             self.copy_file(header, str(target / Path(header).name))
 
 
+class BuildAndShip(build_clib):
+    """Ships the static library as well, where rmpcore.get_library() finds it, and its pkg-config file."""
+
+    def run(self) -> None:
+        super().run()
+        extension = cast(build_ext, self.get_finalized_command("build_ext"))
+        in_place = bool(extension.inplace)
+        package = Path("src" if in_place else extension.build_lib) / "rmpcore"
+        (package / "lib" / "pkgconfig").mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(Path(self.build_clib) / "librmpcore.a"), str(package / "lib" / "librmpcore.a"))
+        if in_place:
+            return  # the headers are not beside it
+        text = Path("cmake/rmpcore.pc.in").read_text()
+        values = {
+            "prefix": "../..",
+            "libdir": "lib",
+            "includedir": "include",
+            "PROJECT_DESCRIPTION": self.distribution.get_description(),
+            "PROJECT_VERSION": VERSION,
+        }
+        for name, value in values.items():
+            text = text.replace(f"@{name}@", value)
+        (package / "lib" / "pkgconfig" / "rmpcore.pc").write_text(text)
+
+
 setup(
+    version=VERSION,
     libraries=[
         (
             "rmpcore",
@@ -60,5 +95,5 @@ setup(
             extra_link_args=LINK,
         )
     ],
-    cmdclass={"build_py": BuildWithHeaders},
+    cmdclass={"build_py": BuildWithHeaders, "build_clib": BuildAndShip},
 )

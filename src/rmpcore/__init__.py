@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rmpcore.cpu import Cpu, Executed, Page, Registers
 from rmpcore.inputs import load_map
-from rmpcore.machine import BACKENDS, POLICIES, Machine, MachineError, MachineLike, RmpError
+from rmpcore.machine import BACKENDS, POLICIES, Machine, MachineError, MachineLike, MemoryRange, RmpError
 from rmpcore.maps import KernelImage, MachineMap, MapError, SegmentedRmp
 from rmpcore.ops import (
     EVENT_DTYPE,
@@ -63,6 +63,7 @@ __all__ = [
     "MachineLike",
     "MachineMap",
     "MapError",
+    "MemoryRange",
     "Op",
     "OpCode",
     "OpError",
@@ -84,6 +85,7 @@ __all__ = [
     "format_op",
     "format_result",
     "get_include",
+    "get_library",
     "load_map",
     "make_op",
     "pack_ops",
@@ -101,3 +103,8 @@ def get_include() -> str:
     package = Path(__file__).parent / "include"
     # an editable install leaves the headers where they are in the source tree
     return str(package if package.is_dir() else Path(__file__).parents[2] / "include")
+
+
+def get_library() -> str:
+    """The C core as a static library, to link a C program against; its headers are in :func:`get_include`."""
+    return str(Path(__file__).parent / "lib" / "librmpcore.a")

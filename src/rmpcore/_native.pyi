@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmpcore.cpu import Cpu, Executed, Page, Registers
+from rmpcore.machine import MemoryRange
 from rmpcore.maps import MachineMap
 from rmpcore.ops import Op, Result
 from rmpcore.state import State
@@ -51,5 +52,16 @@ class NativeMachine:
     def validate(self) -> str | None: ...
     def record_events(self, on: bool) -> None: ...
     def take_events(self) -> npt.NDArray[np.void]: ...
+    @property
+    def root(self) -> int:
+        """Physical address of the direct map's root table: what CR3 holds."""
+
+    def memory(self) -> tuple[MemoryRange, ...]:
+        """The machine's memory in place, RAM and RMP, in rising order.
+
+        Bytes written here are written past the library.  Do so while no other thread is in a call on the machine, leave
+        the page tables to the ops, and give RMP entries with :meth:`write_rmp`, or :meth:`state` does not know of
+        them."""
+
     def read_rmp(self, pfn: int) -> tuple[int, int]: ...
     def write_rmp(self, pfn: int, lo: int, hi: int) -> None: ...

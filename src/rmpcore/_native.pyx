@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
@@ -14,7 +15,7 @@ from libc.string cimport memcpy
 from rmpcore._rmpc cimport *
 
 from rmpcore.cpu import Cpu, Executed, Registers
-from rmpcore.machine import MachineError, RmpError
+from rmpcore.machine import MachineError, MemoryRange, RmpError
 from rmpcore.maps import E820Type
 from rmpcore.ops import EVENT_DTYPE, OP_DTYPE, RESULT_DTYPE, Op, OpCode, OpFlag, Result
 from rmpcore.state import ENTRY_DTYPE, RMP_DTYPE, State
@@ -173,6 +174,16 @@ cdef _sorted(array):
     return array[order]
 
 
+cdef class _Bytes:
+    # One range of a machine's memory as a buffer, which keeps the machine alive.
+    cdef NativeMachine machine
+    cdef size_t index
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef rmpc_range *part = &self.machine.ranges[self.index]
+        PyBuffer_FillInfo(view, self, part.host, <Py_ssize_t>part.size, 0, flags)
+
+
 cdef class NativeMachine:
     """A machine on the C core; see rmpcore.machine.MachineLike for what each method does.
 
@@ -184,7 +195,7 @@ cdef class NativeMachine:
     cdef cython.pymutex lock
     cdef rmpc_range *ranges
     cdef size_t range_count
-    cdef rmpc_extent *memory
+    cdef rmpc_extent *ram
     cdef rmpc_extent *reserved
     cdef rmpc_e820 *e820
     cdef rmpc_frames *mapped
@@ -218,7 +229,7 @@ cdef class NativeMachine:
         self._must(rmpc_dmap_init(&self.dmap, &self.mem, &config, self.mapped, rooms, &self.events), "direct map")
         self.machine.mem = &self.mem
         self.machine.host.dmap = &self.dmap
-        self.machine.host.memory = self.memory
+        self.machine.host.memory = self.ram
         self.machine.host.memory_count = len(map.memory)
         self.machine.host.events = &self.events
         self.machine.host.cpu = &self.cpu
@@ -239,7 +250,7 @@ cdef class NativeMachine:
         cdef size_t i
         for i in range(self.range_count):
             rmpc_sparse_unmap(&self.ranges[i])
-        for p in (<size_t>self.ranges, <size_t>self.memory, <size_t>self.reserved, <size_t>self.e820,
+        for p in (<size_t>self.ranges, <size_t>self.ram, <size_t>self.reserved, <size_t>self.e820,
                   <size_t>self.mapped, <size_t>self.busy, <size_t>self.words, <size_t>self.segments,
                   <size_t>self.dram):
             PyMem_Free(<void *><size_t>p)
@@ -334,15 +345,15 @@ cdef class NativeMachine:
             if rmpc_sparse_map(&self.ranges[i], dense) != RMPC_OK:
                 raise MachineError(f"no address space for {size:#x} bytes of simulated memory")
             self.range_count = i + 1
-        self.memory = <rmpc_extent *>self._calloc(len(map.memory), sizeof(rmpc_extent))
+        self.ram = <rmpc_extent *>self._calloc(len(map.memory), sizeof(rmpc_extent))
         for i, (base, size) in enumerate(map.memory):
-            self.memory[i] = rmpc_extent(base, size)
+            self.ram[i] = rmpc_extent(base, size)
         self._set_reserved(map.reserved)
         self.e820 = <rmpc_e820 *>self._calloc(len(map.e820), sizeof(rmpc_e820))
         for i, (base, size, kind) in enumerate(map.e820):
             self.e820[i] = rmpc_e820(base, size, kind & 0xFFFFFFFF)
         self.pool.mem = &self.mem
-        self.pool.memory = self.memory
+        self.pool.memory = self.ram
         self.pool.memory_count = len(map.memory)
         rmpc_pool_init(&self.pool)
         self.mem.ranges = self.ranges
@@ -434,7 +445,7 @@ cdef class NativeMachine:
     cdef int _boot(self) except -1:
         cdef rmpc_boot_memory boot
         cdef rmpc_status status
-        boot.memory = self.memory
+        boot.memory = self.ram
         boot.memory_count = self.pool.memory_count
         boot.reserved = self.reserved
         boot.reserved_count = self.pool.reserved_count
@@ -811,6 +822,21 @@ cdef class NativeMachine:
     def take_events(self):
         with self.lock:
             return take(&self.recorded, EVENT_DTYPE)
+
+    @property
+    def root(self):
+        return self.dmap.root
+
+    def memory(self):
+        cdef _Bytes held
+        cdef size_t i
+        parts = []
+        for i in range(self.range_count):
+            held = _Bytes.__new__(_Bytes)
+            held.machine = self
+            held.index = i
+            parts.append(MemoryRange(self.ranges[i].base, np.frombuffer(held, np.uint8)))
+        return tuple(parts)
 
     def read_rmp(self, pfn):
         cdef rmpc_rmp_entry entry

@@ -44,6 +44,7 @@ from rmpcore.inputs import load_map, map_file
 from rmpcore.klog import kernel_log
 from rmpcore.machine import BACKENDS, POLICIES, MachineLike
 from rmpcore.maps import MachineMap
+from rmpcore.memory_image import write_image
 from rmpcore.ops import LEVEL_NAMES, RESULT_DTYPE, Refusal, Result, format_result
 from rmpcore.page_state import page_state
 from rmpcore.pages import Pages, diff_text, diff_to_json, pages_text, pages_to_json
@@ -160,6 +161,9 @@ def _print_run(summary: dict[str, Any]) -> None:
     executed = ", ".join(f"{count:,} {name.upper()}" for name, count in summary["instructions"].items())
     rows.append(("executed", f"{executed}; {summary['rmpupdate_retries']:,} retries"))
     rows.append(("RMP", f"{summary['rmp_entries']:,} entries not zero, {summary['leaked_pages']:,} pages leaked"))
+    image = summary["image"]
+    if image is not None:
+        rows.append(("image", f"{image['file']}, root of the page tables (CR3) {image['root']:#x}"))
     check = summary["check"]
     if check is not None:
         text = "native and oracle agree after every op"
@@ -245,6 +249,12 @@ def _begin(map_path: str | None, state_path: str | None, start: str | None) -> S
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--results", "results_path", metavar="FILE", help="Write every op with its result.")
 @click.option("--dump", "dump_path", metavar="FILE", help="Write the final state as JSON.")
+@click.option(
+    "--image",
+    "image_path",
+    metavar="FILE",
+    help="Write the native machine's memory at the end: raw if FILE ends in .raw, otherwise as an ELF core.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Print every op, its result and what it made the kernel do or log.")
 def run(
     trace_path: str,
@@ -261,6 +271,7 @@ def run(
     as_json: bool,
     results_path: str | None,
     dump_path: str | None,
+    image_path: str | None,
     verbose: bool,
 ) -> None:
     """Replay TRACE, one op a line, on the machine that MAP describes or that was saved with --dump."""
@@ -272,6 +283,8 @@ def run(
         raise BadInputError("--check-every needs --check")
     if verbose and (check or as_json):
         raise BadInputError("--verbose goes neither with --check nor with --json")
+    if image_path is not None and backend != "native":
+        raise BadInputError(f"--image needs the native machine: the {backend} has no bytes")
     with ExitStack() as stack:
         stack.enter_context(bad_input())
         begin = _begin(map_path, state_path, start)
@@ -286,6 +299,7 @@ def run(
 
         results_file = stack.enter_context(Output(results_path)) if results_path is not None else None
         dump_file = stack.enter_context(Output(dump_path)) if dump_path is not None else None
+        image_file = stack.enter_context(Output(image_path)) if image_path is not None else None
         checked: Lockstep | None = None
         with Bar(len(trace), os.path.basename(trace_path)) as bar:
             if check:
@@ -316,6 +330,7 @@ def run(
             "ops_per_second": len(results) / seconds if seconds > 0 else None,
             "outcomes": outcomes(trace.ops, results),
             **_state_summary(before, after),
+            "image": {"file": image_path, "root": after.root} if image_path is not None else None,
             "check": None,
         }
         if checked is not None:
@@ -329,6 +344,8 @@ def run(
                 results_file.fill(lambda file: write_results(file, trace.ops, results, bar))
         if dump_file is not None:
             dump_file.fill(lambda file: file.write(json.dumps(dump_to_json(machine, rules, after)) + "\n"))
+        if image_file is not None:
+            image_file.fill(lambda file: write_image(machine, file.buffer, raw=image_file.path.endswith(".raw")))
     click.echo(json.dumps(summary, indent=1)) if as_json else _print_run(summary)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,12 +15,14 @@ import click
 
 from rmpcore.machine import MachineError
 from rmpcore.maps import MachineMap, MapError
+from rmpcore.memory_image import ImageError
 from rmpcore.pages import PagesError
 from rmpcore.placement import place_rmp
 from rmpcore.plot import PlotError
 from rmpcore.recording import RecordingError
 from rmpcore.state import StateError
 from rmpcore.trace import TraceError
+from rmpcore.whole_file import WholeFile
 from rmpcore.workload import WorkloadError
 
 if TYPE_CHECKING:
@@ -41,20 +44,20 @@ class Output:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._target = os.path.realpath(path)
-        self._temporary: str | None = None
-        try:
+        with ExitStack() as stack, self._one_line():
             if os.path.exists(path) and not os.path.isfile(path):
-                self.file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115 - a pipe or a device
-                return
-            if os.path.exists(self._target) and not os.access(self._target, os.W_OK):
-                raise PermissionError(13, os.strerror(13))
-            folder, name = os.path.split(self._target)
-            temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}.tmp")
-            self.file = open(temporary, "x", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-            self._temporary = temporary
+                self.file: TextIO = stack.enter_context(open(path, "w", encoding="utf-8"))  # a pipe or a device
+            else:
+                whole = stack.enter_context(WholeFile(path))
+                self.file = stack.enter_context(io.TextIOWrapper(whole.file, encoding="utf-8"))
+            self._open = stack.pop_all()
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as e:
-            raise BadInputError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+            raise BadInputError(f"{self.path}: {getattr(e, 'strerror', None) or e}") from None
 
     def fill(self, write: Callable[[TextIO], object]) -> None:
         """Let ``write`` write the file."""
@@ -71,16 +74,8 @@ class Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            self.file.close()
-            if kind is None and self._temporary is not None:
-                os.replace(self._temporary, self._target)
-                self._temporary = None
-        except OSError as e:
-            raise BadInputError(f"{self.path}: {e.strerror or e}") from None
-        finally:
-            if self._temporary is not None:
-                os.unlink(self._temporary)
+        with self._one_line():
+            self._open.__exit__(kind, value, tb)
 
 
 class Bar:
@@ -117,6 +112,7 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except (
+        ImageError,
         MachineError,
         MapError,
         PagesError,

@@ -7,7 +7,7 @@ interface and no other.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,15 @@ class MachineError(ValueError):
 
 class RmpError(MachineError):
     """The map's RMP is one that the kernel, or the arithmetic, refuses."""
+
+
+class MemoryRange(NamedTuple):
+    """A range of a native machine's memory."""
+
+    base: int
+    """Physical address of the first byte."""
+    bytes: npt.NDArray[np.uint8]
+    """The bytes themselves, not a copy: they stay the machine's for as long as someone holds the array."""
 
 
 @runtime_checkable
