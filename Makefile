@@ -1,14 +1,19 @@
 # make demo   set up, and replay a guest's life on a real SNP host with both implementations
 # make test   set up, and run the tests
 # make bench  set up, and time the hot paths beside their limits
+# make install [PREFIX=/usr/local] [LIBDIR=lib] [DESTDIR=]
+#             install the C library alone: headers, static and shared library, pkg-config and CMake files
 #
-# Needs Python 3.11 or later (with venv), a C compiler and make; everything else is installed into .venv.
+# Needs Python 3.11 or later (with venv), a C compiler and make; everything else is installed into .venv.  The install
+# needs CMake and a C compiler only.
 
 PYTHON ?= python3
 VENV ?= .venv
+PREFIX ?= /usr/local
+LIBDIR ?= lib
 SOURCES := pyproject.toml setup.py $(shell find include csrc src -name '*.[chd]' -o -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd')
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench install clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/rmpcore run examples/traces/one-guest.trace --map examples/maps/dell-r6515-epyc7513-256g-snp.json --check
@@ -18,6 +23,11 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -q bench
+
+install:
+	cmake -S . -B build/c -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=$(PREFIX) -DCMAKE_INSTALL_LIBDIR=$(LIBDIR)
+	cmake --build build/c
+	DESTDIR=$(DESTDIR) cmake --install build/c
 
 $(VENV)/installed: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

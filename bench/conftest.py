@@ -80,7 +80,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("medians beside their limits")
     for run in runs:
         items, limit = run.extra_info.get("items", 1), run.extra_info.get("limit")
-        line = f"{run.name:32} {run.stats.median / items * 1e9:12.1f} ns"
+        line = f"{run.name:42} {run.stats.median / items * 1e9:12.1f} ns"
         if limit is not None:
             line += f"   limit {limit / items * 1e9:10.1f} ns   ratio {run.stats.median / limit:8.2f}"
         terminalreporter.write_line(line)
