@@ -1,0 +1,1132 @@
+"""The C library as others see it: through its headers and its exported symbols alone, by a binding that shares nothing
+with the package's own.
+
+Every public function is called here at least once, and what it says is held against a rule or against the oracle.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import headers
+import lockstep
+import machines as m
+import pytest
+from cffi_library import Library, build
+from cffi_machine import DIRTY, NO_PAGE, PAGE, CffiMachine, FunctionMachine
+from lockstep import DirectMapUnit, PolicyUnit, RmpUnit
+
+from rmpcore.cpu import Cpu, Page, Registers
+from rmpcore.machine import POLICIES, Machine, MachineLike
+from rmpcore.maps import MachineMap
+from rmpcore.ops import OPS, EventKind, Kind, Op, Result, make_op
+from rmpcore.state import State, diff_entries, diff_states
+
+PUBLIC = {function.name for function in headers.functions() if not function.inline}
+CALLED: set[str] = set()
+"""Functions that some test has to call."""
+
+
+def calls(*names: str) -> Callable[[Any], Any]:
+    """The test calls these functions, several in a string or one: it fails if it does not."""
+    promised = " ".join(names).split()
+    CALLED.update(promised)
+
+    def mark(test: Any) -> Any:
+        test.calls = promised
+        return test
+
+    return mark
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return Library(build(tmp_path_factory.mktemp("library")))
+
+
+@pytest.fixture
+def library(shared: Library, request: pytest.FixtureRequest) -> Iterator[Library]:
+    """The shared library; holds the test to its word about what it calls."""
+    shared.called.clear()
+    yield shared
+    assert set(getattr(request.function, "calls", ())) <= shared.called
+
+
+def test_every_public_function_is_called() -> None:
+    """A function that is new in a header needs a test here that calls it."""
+    assert sorted(PUBLIC - CALLED) == []
+    assert sorted(CALLED - PUBLIC) == []
+
+
+# ---- the library as a file ----
+
+
+def test_nothing_of_the_packages_own_binding_is_used(library: Library) -> None:
+    code = """
+import sys
+from pathlib import Path
+from cffi_library import Library
+from cffi_machine import CffiMachine
+from machines import SNP
+CffiMachine(Library(Path(sys.argv[1])), SNP).state()
+sys.exit("rmpcore._native" in sys.modules)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, str(library.path)], check=True, env=environment)
+
+
+def symbols(library: Library, which: str) -> set[str]:
+    done = subprocess.run(["nm", "-D", which, str(library.path)], check=True, capture_output=True, text=True)
+    return {line.split()[-1].split("@")[0] for line in done.stdout.splitlines()}
+
+
+def test_exports_are_what_the_headers_declare(library: Library) -> None:
+    assert symbols(library, "--defined-only") == PUBLIC
+    assert all(name.startswith("rmpc_") for name in PUBLIC)
+
+
+def test_imports_are_few(library: Library) -> None:
+    """The four mem functions, and what sparse memory is made of.  Compilers that harden by default add checked forms of
+    those; what every shared library gets for its start and its end is not ours."""
+    needed = {"memcpy", "memset", "memmove", "memcmp", "mmap", "munmap", "madvise"}
+    start = {"__gmon_start__", "__cxa_finalize", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+    checked = {f"__{name}_chk" for name in needed} | {"__stack_chk_fail"}
+    imports = symbols(library, "--undefined-only") - start - checked
+    assert imports <= needed
+    assert {"mmap", "munmap"} <= imports
+
+
+@calls("rmpc_abi", "rmpc_version")
+def test_version(library: Library) -> None:
+    macros = headers.macros()
+    assert library.rmpc_abi() == macros["RMPC_ABI"].value
+    numbers = (macros[f"RMPC_VERSION_{part}"].value for part in ("MAJOR", "MINOR", "PATCH"))
+    assert library.text(library.rmpc_version()) == ".".join(map(str, numbers))
+
+
+# ---- names ----
+
+
+def names_of(library: Library, function: Any, end: int) -> list[str]:
+    names = [library.text(function(at)) for at in range(end)]
+    assert None not in names and "" not in names
+    return [str(name) for name in names]
+
+
+@calls("rmpc_status_text", "rmpc_invariant_name", "rmpc_policy_name")
+def test_names(library: Library) -> None:
+    """Each value has a text of its own; what is no value is no reason to crash."""
+    texts = names_of(library, library.rmpc_status_text, library.RMPC_STATUS_END)
+    assert len(set(texts)) == len(texts)
+    invariants = names_of(library, library.rmpc_invariant_name, library.RMPC_INVARIANT_END)
+    assert len(set(invariants)) == len(invariants)
+    assert sorted(names_of(library, library.rmpc_policy_name, library.RMPC_POLICY_END)) == sorted(POLICIES)
+    for beyond in (library.RMPC_STATUS_END, 1 << 20, 0xFFFF_FFFF):
+        assert library.text(library.rmpc_status_text(beyond))
+        assert library.text(library.rmpc_invariant_name(beyond))
+        assert library.text(library.rmpc_policy_name(beyond)) is None
+
+
+@calls("rmpc_op_name", "rmpc_op_flags", "rmpc_op_mode")
+def test_ops(library: Library) -> None:
+    """docs/formats.md's list of ops, which rmpcore.ops has."""
+    known = {spec.code: (spec.name, spec.flag_mask, spec.mode_mask) for spec in OPS}
+    for code in (*range(300), 1 << 16, 0xFFFF_FFFF):
+        name = library.text(library.rmpc_op_name(code))
+        assert (name, library.rmpc_op_flags(code), library.rmpc_op_mode(code)) == known.get(code, (None, 0, 0))
+
+
+@calls("rmpc_kernel_init")
+def test_kernels(library: Library) -> None:
+    """direct-map §10: each change comes with its version and stays."""
+    since = {
+        "rox": 2,
+        "primary_always": 2,
+        "clear_d_with_rw": 6,
+        "snp_host": 9,
+        "rmp_end_blocks": 10,
+        "rmp_end_reserved": 12,
+        "set_valid": 13,
+        "segmented_rmp": 14,
+        "mark_4k": 15,
+        "collapse": 15,
+    }
+    kernel = library.new("struct rmpc_kernel *")
+    assert {field.name for field in headers.structs()["rmpc_kernel"]} == {"major", "minor", *since}
+    for minor in range(1, 20):
+        assert library.rmpc_kernel_init(kernel, 6, minor) == library.RMPC_OK
+        assert {name: getattr(kernel, name) for name in since} == {name: minor >= at for name, at in since.items()}
+    assert library.rmpc_kernel_init(kernel, 7, 0) == library.RMPC_OK and all(getattr(kernel, name) for name in since)
+    for old in ((6, 0), (5, 19), (0, 0), (-1, 5)):
+        assert library.rmpc_kernel_init(kernel, *old) == library.RMPC_ERR_KERNEL
+
+
+# ---- memory ----
+
+
+def two_ranges(library: Library) -> tuple[Any, tuple[Any, Any, Any]]:
+    """Memory at 0x1000 to 0x3000 and 0x5000 to 0x6000, without an allocator; and what it needs to be kept: the bytes,
+    the ranges, the first byte."""
+    ffi = library.ffi
+    raw = library.new("uint8_t[]", 4 * PAGE)
+    start = raw + -int(ffi.cast("uintptr_t", raw)) % PAGE
+    ranges = library.new("struct rmpc_range[]", [(0x1000, 0x2000, start), (0x5000, 0x1000, start + 0x2000)])
+    return library.new("struct rmpc_mem *", {"ranges": ranges, "count": 2}), (raw, ranges, start)
+
+
+@calls("rmpc_mem_check")
+def test_memory_is_checked(library: Library) -> None:
+    mem, kept = two_ranges(library)
+    _, ranges, start = kept
+    assert library.rmpc_mem_check(mem) == library.RMPC_OK
+    bad: list[tuple[str, Any]] = [
+        ("host", start + 1),
+        ("host", library.ffi.NULL),
+        ("base", 0x1800),
+        ("size", 0),
+        ("size", 0x1001),
+        ("size", 0x5000),
+        ("base", 0x6000),
+        ("base", library.RMPC_PHYSICAL_LIMIT),
+    ]
+    for field, value in bad:
+        good = getattr(ranges[0], field)
+        setattr(ranges[0], field, value)
+        assert library.rmpc_mem_check(mem) == library.RMPC_ERR_RANGE, (field, value)
+        setattr(ranges[0], field, good)
+    assert library.rmpc_mem_check(mem) == library.RMPC_OK
+
+
+@calls("rmpc_mem_at", "rmpc_mem_read", "rmpc_mem_write")
+def test_memory_is_found(library: Library) -> None:
+    mem, kept = two_ranges(library)
+    start = kept[2]
+    null = library.ffi.NULL
+    assert library.rmpc_mem_at(mem, 0x1000, 0x2000) == start
+    assert library.rmpc_mem_at(mem, 0x2FFF, 1) == start + 0x1FFF
+    assert library.rmpc_mem_at(mem, 0x5008, 8) == start + 0x2008
+    for pa, size in ((0xFFF, 1), (0xFFF, 2), (0x2FFF, 2), (0x3000, 1), (0x6000, 1), (NO_PAGE, 1), (0x1000, NO_PAGE)):
+        assert library.rmpc_mem_at(mem, pa, size) == null, (pa, size)
+    assert library.rmpc_mem_write(mem, 0x5FFD, b"abc", 3) == library.RMPC_OK
+    assert library.ffi.buffer(start, 3 * PAGE)[0x2FFD:0x3000] == b"abc"
+    assert library.rmpc_mem_write(mem, 0x5FFE, b"xyz", 3) == library.RMPC_ERR_RANGE
+    out = library.new("char[]", b"???")
+    assert library.rmpc_mem_read(mem, 0x5FFE, out, 3) == library.RMPC_ERR_RANGE
+    assert library.ffi.buffer(out)[:] == b"???\0"
+    assert library.rmpc_mem_read(mem, 0x5FFD, out, 3) == library.RMPC_OK
+    assert library.ffi.buffer(out)[:] == b"abc\0"
+
+
+@calls("rmpc_mem_alloc", "rmpc_mem_free")
+def test_an_allocator_is_not_trusted(library: Library) -> None:
+    """A page that is not memory, or no page, counts as none; failures on demand come after those that succeed."""
+    mem, _kept = two_ranges(library)
+    assert library.rmpc_mem_alloc(mem) == NO_PAGE
+    library.rmpc_mem_free(mem, 0x1000)
+    pages = iter([0x1000, 0x5000, 0x3000, 0x1001, 0x2000, NO_PAGE, 0x1000])
+    freed: list[int] = []
+    alloc = library.ffi.callback("uint64_t(void *)", lambda _: next(pages))
+    free = library.ffi.callback("void(void *, uint64_t)", lambda _, page: freed.append(page))
+    mem.alloc, mem.free = alloc, free
+    mem.fail_skip, mem.fail_count = 1, 2
+    got = [library.rmpc_mem_alloc(mem) for _ in range(9)]
+    assert got == [0x1000, NO_PAGE, NO_PAGE, 0x5000, NO_PAGE, NO_PAGE, 0x2000, NO_PAGE, 0x1000]
+    library.rmpc_mem_free(mem, 0x5000)
+    assert freed == [0x5000]
+
+
+@calls("rmpc_extents_check", "rmpc_extents_find")
+def test_extents(library: Library) -> None:
+    limit = library.RMPC_PHYSICAL_LIMIT
+    good = [(0x1000, 0x1000), (0x2000, 0x1000), (0x8000, 0x2000), (limit - 0x1000, 0x1000)]
+    extents = library.new("struct rmpc_extent[]", good)
+    assert library.rmpc_extents_check(extents, 4) == library.RMPC_OK
+    assert library.rmpc_extents_check(library.ffi.NULL, 0) == library.RMPC_OK
+    bad = [
+        [(0x2000, 0x1000), (0x1000, 0x1000)],
+        [(0x1000, 0x2000), (0x2000, 0x1000)],
+        [(0x1000, 0)],
+        [(0x1800, 0x1000)],
+        [(0x1000, 0x800)],
+        [(limit - 0x1000, 0x2000)],
+        [(limit, 0x1000)],
+        [(0x1000, NO_PAGE & ~0xFFF)],
+    ]
+    for rows in bad:
+        status = library.rmpc_extents_check(library.new("struct rmpc_extent[]", rows), len(rows))
+        assert status == library.RMPC_ERR_RANGE, rows
+    found = {0: 0, 0x1FFF: 0, 0x2000: 1, 0x3000: 2, 0x8000: 2, 0x9FFF: 2, 0xA000: 3, limit - 1: 3, limit: 4}
+    assert {at: library.rmpc_extents_find(extents, 4, at) for at in found} == found
+
+
+@calls("rmpc_pool_init", "rmpc_pool_alloc", "rmpc_pool_free")
+def test_pool(library: Library) -> None:
+    """The highest free page: not a reserved one, nor one that a reserved range touches, nor a busy one."""
+    mem, _kept = two_ranges(library)
+    memory = library.new("struct rmpc_extent[]", [(0x1000, 0x2000), (0x5000, 0x1000)])
+    reserved = library.new("struct rmpc_extent[]", [(0x2FFF, 1)])
+    pool = library.new("struct rmpc_pool *", {"mem": mem, "memory": memory, "memory_count": 2})
+    library.rmpc_pool_init(pool)
+    assert [library.rmpc_pool_alloc(pool) for _ in range(4)] == [0x5000, 0x2000, 0x1000, NO_PAGE]
+    library.rmpc_pool_free(pool, 0x1000)
+    library.rmpc_pool_free(pool, 0x5000)
+    library.rmpc_pool_free(pool, 0x9000)
+    assert [library.rmpc_pool_alloc(pool) for _ in range(3)] == [0x5000, 0x1000, NO_PAGE]
+    pool.reserved, pool.reserved_count = reserved, 1
+    busy = library.new("uint64_t[]", [5])
+    pool.busy, pool.busy_count = busy, 1
+    library.rmpc_pool_init(pool)
+    assert [library.rmpc_pool_alloc(pool) for _ in range(2)] == [0x1000, NO_PAGE]
+
+
+@calls("rmpc_sparse_map", "rmpc_sparse_unmap")
+def test_sparse_memory(library: Library) -> None:
+    """More than any machine has, zeroed; what no address space can hold is an error."""
+    size = 1 << 40
+    part = library.new("struct rmpc_range *", {"base": 0, "size": size})
+    for dense in (False, True):
+        assert library.rmpc_sparse_map(part, dense) == library.RMPC_OK
+        assert int(library.ffi.cast("uintptr_t", part.host)) % PAGE == 0
+        for at in (0, size // 2 + 5, size - 1):
+            byte = library.ffi.cast("uint8_t *", part.host) + at
+            assert byte[0] == 0
+            byte[0] = 1
+        library.rmpc_sparse_unmap(part)
+        assert part.host == library.ffi.NULL
+    library.rmpc_sparse_unmap(part)
+    part.size = 1 << 56
+    assert library.rmpc_sparse_map(part, True) == library.RMPC_ERR_NOMEM
+    assert part.host == library.ffi.NULL
+
+
+# ---- page tables in bytes ----
+
+
+def oracle_of(map_: MachineMap, **options: Any) -> MachineLike:
+    machine = Machine(map_, backend="oracle", **options)
+    machine.record_events(True)
+    return machine
+
+
+def differences(mine: State, theirs: State) -> list[str]:
+    return list(diff_states(mine, theirs, "cffi"))[:20]
+
+
+WAYS = (("own", "highest"), ("own", "pool"), ("sparse", "highest"), ("sparse", "pool"))
+BOOTED = {
+    "small": m.SMALL,
+    "4K": m.TINY_4K,
+    "five levels": m.SMALL_LA57,
+    "C-bit": m.SMALL_CBIT,
+    "PC": m.PC,
+    "hole": m.SNP_HOLE,
+    "image": m.SNP_IMAGE,
+    "random": m.SMALL_RANDOM,
+}
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+@pytest.mark.parametrize("name", BOOTED)
+@calls("rmpc_dmap_boot", "rmpc_dmap_list", "rmpc_dmap_census", "rmpc_dmap_validate")
+def test_boot(library: Library, name: str, way: tuple[str, str]) -> None:
+    """direct-map §2, wherever memory and pages come from."""
+    machine = CffiMachine(library, BOOTED[name], memory=way[0], pages=way[1])
+    oracle = oracle_of(BOOTED[name])
+    assert differences(machine.state(), oracle.state()) == []
+    assert machine.census() == oracle.census()
+    assert machine.validate() is None
+
+
+def walked(machine: CffiMachine) -> set[tuple[int, int, int, int]]:
+    """Entries of both windows that are not zero, found in the bytes as a processor finds them (direct-map §1)."""
+    found: set[tuple[int, int, int, int]] = set()
+    limit = 1 << (52 if machine.map.levels == 5 else 46)
+    windows = ((machine.map.page_offset, limit, 5), (m.HIGH_MAPPING, 1 << 30, 2))
+
+    def walk(table: int, level: int, va: int) -> None:
+        shift = 12 + 9 * (level - 1)
+        for at, raw in enumerate(struct.unpack("<512Q", machine.bytes_at(table, PAGE))):
+            if not raw:
+                continue
+            first = va + (at << shift)
+            if level == machine.map.levels and at >= 256:
+                first |= m.U64 & ~((1 << (shift + 9)) - 1)
+            for window, (origin, size, top) in enumerate(windows):
+                if level <= top and first < origin + size and first + (1 << shift) > origin:
+                    found.add((window, level, first - origin & m.U64, raw))
+            if level > 1 and raw & m.P and not raw & m.PSE:
+                walk(raw & m.FRAME_MASK & ~machine.map.c_bit, level - 1, first)
+
+    walk(machine.dmap.root, machine.map.levels, 0)
+    return found
+
+
+@pytest.mark.parametrize("name", BOOTED)
+@calls("rmpc_dmap_list", "rmpc_machine_apply")
+def test_tables_are_in_the_bytes(library: Library, name: str) -> None:
+    """What a walk in Python finds in the machine's bytes is what the library says, and no page is out that is no
+    table."""
+    machine = CffiMachine(library, BOOTED[name], kernel="6.15")
+    for call, pfn, pages in (("ro", 0x233, 7), ("np", 0x3FF, 2), ("4k", 0x600, 0x200), ("rox", 0x800, 0x200)):
+        assert machine.apply(make_op(f"set_memory_{call}", pfn=pfn, pages=pages)).ret == 0
+    state = machine.state()
+    assert walked(machine) == {*state.tables.tolist(), *state.leaves.tolist()}
+    assert state.root in machine.pages.given
+    if machine.map.image is None:
+        mask = m.FRAME_MASK & ~machine.map.c_bit
+        assert machine.pages.given == {state.root, *(raw & mask for raw in state.tables["raw"].tolist())}
+        assert len(machine.pages.given) == state.counters["table_pages"]
+
+
+@calls("rmpc_dmap_init", "rmpc_dmap_boot")
+def test_what_no_direct_map_is_built_from(library: Library) -> None:
+    machine = CffiMachine(library, m.SMALL)
+    mapped = library.new("struct rmpc_frames[]", 1)
+    dmap = library.new("struct rmpc_dmap *")
+    config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+    assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
+    for field, value in (("levels", 3), ("levels", 6), ("large_level", 0), ("large_level", 4), ("page_offset", 4096)):
+        bad = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+        setattr(bad, field, value)
+        status = library.rmpc_dmap_init(dmap, machine.mem, bad, mapped, 1, library.ffi.NULL)
+        assert status == library.RMPC_ERR_ARGUMENT, (field, value)
+    boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "memory_count": 1, "e820_count": 1})
+    memory, e820 = (
+        library.new("struct rmpc_extent *", (0, 64 << 20)),
+        library.new("struct rmpc_e820 *", (0, 64 << 20, 1)),
+    )
+    boot.memory, boot.e820 = memory, e820
+    for room, fail, status in ((0, 0, "FULL"), (1, 1, "NOMEM")):
+        machine.mem.fail_count = fail
+        library.rmpc_dmap_init(dmap, machine.mem, config, mapped, room, library.ffi.NULL)
+        assert library.rmpc_dmap_boot(dmap, boot) == getattr(library, f"RMPC_ERR_{status}")
+    machine.mem.count = 0
+    assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
+    machine.mem.count = 1
+    machine.mem.ranges.base = 1
+    assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_ERR_RANGE
+
+
+@calls("rmpc_dmap_lookup")
+def test_lookup_points_into_the_tables(library: Library) -> None:
+    """direct-map §3; the entry can be read and written in place."""
+    machine = CffiMachine(library, m.SMALL_4K)
+    walk = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x233_000)
+    assert (walk.level, walk.rw, walk.nx, walk.entry[0]) == (1, True, False, m.entry(0x233_000, m.SMALL_LEAF))
+    walk.entry[0] = 0
+    assert (0, 1, 0x233_000) not in {row[:3] for row in walked(machine)}
+    empty = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x233_000)
+    assert (empty.level, empty.entry) == (1, walk.entry)
+    assert library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + (1 << 40)).entry == library.ffi.NULL
+
+
+@calls("rmpc_dmap_list")
+def test_a_list_can_be_stopped(library: Library) -> None:
+    machine = CffiMachine(library, m.SMALL)
+    seen: list[int] = []
+
+    def report(_: Any, entry: Any) -> bool:
+        seen.append(entry.level)
+        return len(seen) < 3
+
+    listed = library.ffi.callback("bool(void *, const struct rmpc_dmap_entry *)", report)
+    library.rmpc_dmap_list(machine.dmap, m.PAGE_OFFSET, 1 << 46, 5, listed, library.ffi.NULL)
+    assert seen == [4, 3, 2]
+
+
+@calls("rmpc_dmap_add_mapped", "rmpc_dmap_is_mapped")
+def test_mapped_ranges(library: Library) -> None:
+    machine = CffiMachine(library, m.SMALL)
+    dmap = machine.dmap
+    dmap.mapped_count, dmap.mapped_room, dmap.max_pfn_mapped = 0, 2, 0
+
+    def added(start: int, end: int) -> list[tuple[int, int]]:
+        assert library.rmpc_dmap_add_mapped(dmap, start, end) == library.RMPC_OK
+        return [(frames.start, frames.end) for frames in dmap.mapped[0 : dmap.mapped_count]]
+
+    assert added(10, 20) == [(10, 20)]
+    assert added(30, 40) == [(10, 20), (30, 40)]
+    assert added(20, 25) == [(10, 25), (30, 40)]
+    assert library.rmpc_dmap_add_mapped(dmap, 50, 60) == library.RMPC_ERR_FULL
+    assert added(25, 30) == [(10, 40)]
+    assert dmap.max_pfn_mapped == 40
+    assert [library.rmpc_dmap_is_mapped(dmap, pfn) for pfn in (9, 10, 39, 40)] == [False, True, True, False]
+
+
+@calls("rmpc_dmap_put_root", "rmpc_dmap_put_table", "rmpc_dmap_put_leaf")
+def test_a_direct_map_put_together_by_hand(library: Library) -> None:
+    machine = CffiMachine(library, m.SMALL)
+    dmap, at = machine.dmap, m.PAGE_OFFSET
+    table = m.BOOT_TABLE
+    machine.bytes_at(0x1000, 3 * PAGE)[:] = 3 * DIRTY
+    assert library.rmpc_dmap_put_root(dmap, 0x1001) == library.RMPC_ERR_RANGE
+    assert library.rmpc_dmap_put_root(dmap, 64 << 20) == library.RMPC_ERR_RANGE
+    assert library.rmpc_dmap_put_root(dmap, 0x1000) == library.RMPC_OK
+    steps = (
+        (library.rmpc_dmap_put_leaf, at, 2, 0 | m.LARGE_LEAF, "ERR_STATE"),
+        (library.rmpc_dmap_put_table, at, 4, 64 << 20 | table, "ERR_RANGE"),
+        (library.rmpc_dmap_put_table, at, 4, 0x2000 | table, "OK"),
+        (library.rmpc_dmap_put_table, at, 4, 0x2000 | table, "ERR_STATE"),
+        (library.rmpc_dmap_put_table, at + 0x1000, 3, 0x3000 | table, "ERR_ARGUMENT"),
+        (library.rmpc_dmap_put_table, at, 3, 0x3000 | table | m.PSE, "ERR_STATE"),
+        (library.rmpc_dmap_put_table, at, 3, 0x3000 | table, "OK"),
+        (library.rmpc_dmap_put_table, at, 6, 0x4000 | table, "ERR_ARGUMENT"),
+        (library.rmpc_dmap_put_leaf, at, 0, m.SMALL_LEAF, "ERR_ARGUMENT"),
+        (library.rmpc_dmap_put_leaf, at, 2, 0x4000 | table, "ERR_STATE"),
+        (library.rmpc_dmap_put_leaf, at + 0x20_0000, 2, 0x20_0000 | m.LARGE_LEAF, "OK"),
+    )
+    for put, va, level, raw, status in steps:
+        assert put(dmap, va, level, raw) == getattr(library, f"RMPC_{status}"), (va, level, raw, status)
+    put = {(0, 4, 0, 0x2000 | table), (0, 3, 0, 0x3000 | table), (0, 2, 0x20_0000, 0x20_0000 | m.LARGE_LEAF)}
+    assert walked(machine) == put
+
+
+@calls("rmpc_dmap_page_total", "rmpc_dmap_validate")
+def test_invariants(library: Library) -> None:
+    """What is broken in the bytes is found and named."""
+    machine = CffiMachine(library, m.SMALL)
+    counters = machine.dmap.counters
+    some = library.new("struct rmpc_dmap_counters *", {"pages": [9, 5, 3, 2]})
+    assert library.rmpc_dmap_page_total(some) == 5 + 3 * 512 + 2 * 512 * 512
+    some.pages = [0, m.U64, 1, 0]
+    assert library.rmpc_dmap_page_total(some) == 511
+    counters.pages[3] += 1
+    where = library.new("uint64_t *")
+    scratch = library.new("uint64_t[]", 64)
+
+    def broken() -> int:
+        return int(library.rmpc_dmap_validate(machine.dmap, scratch, 64, where))
+
+    assert broken() == library.RMPC_BROKEN_PAGE_COUNTS
+    counters.pages[3] -= 1
+    assert broken() == library.RMPC_INVARIANTS_HOLD
+    walk = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000)
+    walk.entry[0] ^= 0x20_0000
+    assert (broken(), where[0]) == (library.RMPC_BROKEN_IDENTITY, m.PAGE_OFFSET + 0x400_000)
+    walk.entry[0] ^= 0x20_0000
+    counters.table_pages += 1
+    assert broken() == library.RMPC_BROKEN_TABLE_COUNT
+    counters.table_pages -= 1
+    root = machine.dmap.root
+    machine.dmap.root = 1 << 40
+    assert broken() == library.RMPC_BROKEN_ROOT
+    machine.dmap.root = root
+    assert machine.validate() is None
+
+
+@calls("rmpc_set_memory", "rmpc_change_page_attr")
+def test_what_is_no_change_of_attributes(library: Library) -> None:
+    machine = CffiMachine(library, m.SMALL)
+    before = machine.state()
+    page = library.new("struct rmpc_pages *", {"va": m.PAGE_OFFSET, "count": 1})
+    outside = library.new("struct rmpc_pages *", {"va": 0x1000, "count": 1})
+    for call in (library.RMPC_SET_MEMORY_END, 1 << 20, 0xFFFF_FFFF):
+        assert library.rmpc_set_memory(machine.dmap, call, page[0]) == m.EFAULT
+    assert library.rmpc_set_memory(machine.dmap, library.RMPC_SET_MEMORY_RO, outside[0]) == m.EFAULT
+    assert library.rmpc_change_page_attr(machine.dmap, page[0], 0x1000, 0) == m.EFAULT
+    assert differences(machine.state(), before) == []
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@calls("rmpc_adjust_direct_map", "rmpc_dmap_restore")
+def test_restore_asks_first(library: Library, allowed: bool) -> None:
+    """host §6.4: the large page comes back if the caller says that nobody minds."""
+    machine = CffiMachine(library, m.SNP_HOLE, policy="split-restore")
+    before = machine.state()
+    assert library.rmpc_adjust_direct_map(machine.host, 0x233, 1) == 0
+    split = machine.state()
+    assert len(split.tables) == len(before.tables) + 2
+    asked: list[tuple[int, int]] = []
+
+    def may(_: Any, pfn: int, pages: int) -> bool:
+        asked.append((pfn, pages))
+        return allowed
+
+    callback = library.ffi.callback("bool(const void *, uint64_t, uint64_t)", may)
+    library.rmpc_dmap_restore(machine.dmap, 0x233, callback, library.ffi.NULL)
+    after = machine.state()
+    assert asked[0] == (0x200, 0x200)
+    assert differences_of_leaves(after, before if allowed else split) == []
+    if allowed:
+        assert asked == [(0x200, 0x200), (0, 1 << 18)]
+
+
+def differences_of_leaves(mine: State, theirs: State) -> list[str]:
+    return list(diff_entries(mine.leaves, theirs.leaves, "mine", "theirs"))[:20]
+
+
+# ---- the RMP ----
+
+
+@calls("rmpc_hardware_init", "rmpc_hardware_check")
+def test_hardware(library: Library) -> None:
+    """docs/rmp.md, "Switches": the parts that are known, and the values that a switch takes."""
+    profile = library.new("struct rmpc_hardware *")
+    for part, rmpread in (("MILAN", 0), ("GENOA", 0), ("TURIN", 1)):
+        assert library.rmpc_hardware_init(profile, getattr(library, f"RMPC_PART_{part}")) == library.RMPC_OK
+        assert profile.rmpread == rmpread
+        assert library.rmpc_hardware_check(profile) == library.RMPC_OK
+    for part in (library.RMPC_PART_END, 1 << 20):
+        assert library.rmpc_hardware_init(profile, part) == library.RMPC_ERR_ARGUMENT
+    for name, value in (("gpa_bits", 12), ("gpa_bits", 52), ("asid_limit", 0x400), ("vmpls", 0), ("vmpls", 5)):
+        library.rmpc_hardware_init(profile, library.RMPC_PART_MILAN)
+        setattr(profile, name, value)
+        assert library.rmpc_hardware_check(profile) == library.RMPC_ERR_ARGUMENT, (name, value)
+
+
+@calls("rmpc_rmp_probe", "rmpc_rmp_measure", "rmpc_rmp_init")
+def test_where_a_table_can_be(library: Library) -> None:
+    """host §1: what the kernel refuses; rmp §1.6: how many frames a table covers."""
+    machine = CffiMachine(library, m.SNP)
+    kernel, profile = machine.dmap.config.kernel, machine.rmp.hardware
+    base, end = m.SNP.rmp or (0, 0)
+
+    def probed(base: int, end: int, max_pfn: int = 0x4000) -> int:
+        msrs = library.new("struct rmpc_rmp_msrs *", (base, end, 0))
+        where = (library.ffi.addressof(profile), library.ffi.addressof(kernel))
+        return int(library.rmpc_rmp_probe(msrs, machine.mem, *where, max_pfn))
+
+    assert probed(base, end) == library.RMPC_OK
+    assert probed(0, 0) == library.RMPC_ERR_RMP_NONE
+    assert probed(base, base - 1) == library.RMPC_ERR_RMP_ORDER
+    assert probed(base, end, 0x10000) == library.RMPC_ERR_RMP_SMALL
+
+    def measured(base: int, end: int) -> tuple[int, int]:
+        msrs, room = library.new("struct rmpc_rmp_msrs *", (base, end, 0)), library.new("struct rmpc_rmp_room *")
+        status = library.rmpc_rmp_measure(msrs, machine.mem, library.ffi.addressof(profile), room)
+        return status, room.words
+
+    assert measured(base, end) == (library.RMPC_OK, -(-m.SNP_COVERED // 512))
+    assert measured(base, base + 0x4000 + 15) == (library.RMPC_OK, 1)
+    assert measured(base, base + 0x4000 + 14)[0] == library.RMPC_ERR_ARGUMENT
+    assert measured(base + 8, end)[0] == library.RMPC_ERR_ARGUMENT
+    assert measured(base, end + 1)[0] == library.RMPC_ERR_RANGE
+    assert machine.rmp.frames == m.SNP_COVERED
+    rmp, segment = library.new("struct rmpc_rmp *"), library.new("struct rmpc_rmp_segment[]", 1)
+    msrs = library.new("struct rmpc_rmp_msrs *", (base, end + 1, 0))
+    arguments = (machine.mem, library.ffi.addressof(profile), 0, segment, library.ffi.NULL)
+    assert library.rmpc_rmp_init(rmp, msrs, *arguments) == library.RMPC_ERR_RANGE
+    msrs.end = end
+    assert library.rmpc_rmp_init(rmp, msrs, *arguments) == library.RMPC_OK
+    assert (rmp.count, rmp.frames, segment[0].pa) == (1, m.SNP_COVERED, base + 0x4000)
+
+
+@calls("rmpc_rmp_get", "rmpc_rmp_set", "rmpc_rmp_touch", "rmpc_rmp_next_used", "rmpc_rmp_is_own")
+def test_entries_are_in_the_bytes(library: Library) -> None:
+    """rmp §1.6: RMP_BASE + 0x4000 + 16 times the frame, low quadword first."""
+    machine = CffiMachine(library, m.SNP)
+    base, end = m.SNP.rmp or (0, 0)
+
+    def place(pfn: int) -> Any:
+        return machine.bytes_at(base + 0x4000 + 16 * pfn, 16)
+
+    machine.write_rmp(0x233, 0x1122, 0x3344)
+    assert place(0x233)[:] == struct.pack("<QQ", 0x1122, 0x3344)
+    place(0x800)[:] = struct.pack("<QQ", 0x55, 0x66)
+    assert machine.read_rmp(0x800) == (0x55, 0x66)
+    next_used = library.rmpc_rmp_next_used
+    # a region that the library has not changed is not read before it is told
+    assert (next_used(machine.rmp, 0), next_used(machine.rmp, 0x234)) == (0x233, m.SNP_COVERED)
+    library.rmpc_rmp_touch(machine.rmp, 0x800)
+    assert (next_used(machine.rmp, 0x234), next_used(machine.rmp, 0x801)) == (0x800, m.SNP_COVERED)
+    library.rmpc_rmp_touch(machine.rmp, 1 << 40)
+    entry = library.new("struct rmpc_rmp_entry *", (7, 7))
+    for pfn in (m.SNP_COVERED, 1 << 40, NO_PAGE):
+        assert library.rmpc_rmp_get(machine.rmp, pfn, entry) == library.RMPC_ERR_ARGUMENT
+        assert library.rmpc_rmp_set(machine.rmp, pfn, entry[0]) == library.RMPC_ERR_ARGUMENT
+    assert (entry.lo, entry.hi) == (7, 7)
+    own = {(base >> 12) - 1: False, base >> 12: True, end >> 12: True, (end >> 12) + 1: False, 1 << 52: False}
+    assert {pfn: library.rmpc_rmp_is_own(machine.rmp, pfn) for pfn in own} == own
+
+
+@calls("rmpc_rmpupdate", "rmpc_psmash", "rmpc_rmpread", "rmpc_pvalidate", "rmpc_rmpadjust", "rmpc_rmpquery")
+def test_instructions_without_an_rmp(library: Library) -> None:
+    """rmp §2.1: #UD.  What would be written is left alone."""
+    cpu, null = library.new("struct rmpc_cpu *"), library.ffi.NULL
+    state = library.new("struct rmpc_rmp_state *", (5, 6))
+    rcx, rdx = library.new("uint64_t *", 7), library.new("uint64_t *", 8)
+    outcomes = [
+        library.rmpc_rmpupdate(null, cpu, 0, state[0]),
+        library.rmpc_psmash(null, cpu, 0),
+        library.rmpc_rmpread(null, cpu, 0, state),
+    ]
+    cpu.mode = (5, 0, False, True)
+    outcomes += [
+        library.rmpc_pvalidate(null, cpu, 0, 0, 1, null),
+        library.rmpc_rmpadjust(null, cpu, 0, 0, 1, null),
+        library.rmpc_rmpquery(null, cpu, 0, rcx, rdx, null),
+    ]
+    assert [(one.kind, one.code) for one in outcomes] == 6 * [(library.RMPC_OUTCOME_FAULT, library.RMPC_VECTOR_UD)]
+    assert (state.gpa, state.high, rcx[0], rdx[0]) == (5, 6, 7, 8)
+    assert library.ffi.buffer(library.ffi.addressof(cpu, "counters"))[:] == bytes(48)
+
+
+@calls("rmpc_cpu_inject")
+def test_injected_codes_are_few(library: Library) -> None:
+    cpu = library.new("struct rmpc_cpu *")
+    for code, count in ((256, 1), (1 << 40, 1), (4, 0), (4, (1 << 20) + 1)):
+        assert library.rmpc_cpu_inject(cpu, code, count) == library.RMPC_ERR_ARGUMENT
+    assert cpu.inject.count == 0
+    for number in range(library.RMPC_INJECT_RUNS):
+        assert library.rmpc_cpu_inject(cpu, number, 1 << 20) == library.RMPC_OK
+    assert library.rmpc_cpu_inject(cpu, 0, 1) == library.RMPC_ERR_FULL
+
+
+@calls("rmpc_in_use_add", "rmpc_vmrun", "rmpc_vmexit")
+def test_pages_in_use_are_few(library: Library) -> None:
+    """rmp §3.7, and what no VMRUN can be."""
+    machine = CffiMachine(library, m.SNP)
+    outcome, refused = library.new("struct rmpc_outcome *"), library.new("uint64_t *")
+
+    def run(vmcb: int, vmsa: int = 0, avic: int = 0) -> int:
+        return int(library.rmpc_vmrun(machine.rmp, vmcb, vmsa, avic, 0, 1, False, outcome, refused))
+
+    assert run(0x1000) == library.RMPC_OK and outcome.kind == library.RMPC_OUTCOME_ALLOWED
+    assert run(0x1000) == run(0x2001) == run(0x2000, 0x3001) == run(0x2000, 0, 8) == library.RMPC_ERR_ARGUMENT
+    machine.write_rmp(3, m.ASSIGNED, 0)
+    assert run(0x2000, 0, 0x3000) == library.RMPC_OK
+    assert (outcome.kind, refused[0]) == (library.RMPC_OUTCOME_INVALID, 0x3000)
+    assert machine.state().in_use == ((1, 0, 0),)
+    assert library.rmpc_vmexit(machine.rmp, 0x2000) == library.RMPC_ERR_ARGUMENT
+    assert library.rmpc_vmexit(machine.rmp, 0x1000) == library.RMPC_OK
+    for frames in ((1 << 40, 0, 0), (1, 1 << 40, 0), (1, 0, 1 << 40)):
+        assert library.rmpc_in_use_add(machine.rmp, frames) == library.RMPC_ERR_ARGUMENT
+    for number in range(library.RMPC_IN_USE):
+        assert library.rmpc_in_use_add(machine.rmp, (0x100 + number, 0, 0)) == library.RMPC_OK
+    assert library.rmpc_in_use_add(machine.rmp, (0x100, 0, 0)) == library.RMPC_ERR_ARGUMENT
+    assert library.rmpc_in_use_add(machine.rmp, (0x99, 0, 0)) == library.RMPC_ERR_FULL
+    assert run(0x1000) == library.RMPC_ERR_FULL
+
+
+@calls("rmpc_firmware_command", "rmpc_firmware_add_context", "rmpc_firmware_add_record")
+def test_what_no_firmware_has(library: Library) -> None:
+    machine = CffiMachine(library, m.SNP)
+    before = machine.state()
+    operands = library.new("struct rmpc_operands *")
+    machine.firmware.ready = True
+    for command in (0, 0x80, 0xFF, 1 << 20):
+        status = library.rmpc_firmware_command(machine.firmware, command, operands)
+        assert status == library.RMPC_FW_INVALID_PARAM
+    machine.firmware.ready = False
+    contexts = (((5, 5), "OK"), ((5, 6), "ERR_ARGUMENT"), ((4, 0), "ERR_ARGUMENT"), ((1 << 40, 0), "ERR_ARGUMENT"))
+    for context, status in (*contexts, ((6, 0x400), "ERR_ARGUMENT"), ((6, 0), "OK")):
+        assert library.rmpc_firmware_add_context(machine.firmware, context) == getattr(library, f"RMPC_{status}")
+    records = (
+        ((0x80, 5, 1, 0x1000, 2), "OK"),
+        ((0x80, 5, 0, 0, 0), "ERR_ARGUMENT"),
+        ((0x40, 5, 0, 0, 0), "ERR_ARGUMENT"),
+        ((0xC1, 5, 0, 0, 0), "ERR_ARGUMENT"),
+        ((0xC0, 1 << 40, 0, 0, 0), "ERR_ARGUMENT"),
+        ((0xC0, 5, 16, 0, 0), "ERR_ARGUMENT"),
+        ((0xC0, 5, 0, 1, 0), "ERR_ARGUMENT"),
+        ((1 << 52, 5, 0, 0, 0), "ERR_ARGUMENT"),
+    )
+    for record, status in records:
+        assert library.rmpc_firmware_add_record(machine.firmware, record) == getattr(library, f"RMPC_{status}"), record
+    state = machine.state()
+    assert (state.contexts, state.records) == (((5, 5), (6, 0)), ((0x80, 5, 1, 0x1000, 2),))
+    assert differences(m.changed(state, contexts=(), records=()), before) == []
+    machine.firmware.context_count, machine.firmware.record_count = library.RMPC_CONTEXTS, library.RMPC_RECORDS
+    assert library.rmpc_firmware_add_context(machine.firmware, (7, 0)) == library.RMPC_ERR_FULL
+    assert library.rmpc_firmware_add_record(machine.firmware, (0x100, 5, 0, 0, 0)) == library.RMPC_ERR_FULL
+
+
+@calls("rmpc_access_is_valid", "rmpc_rmp_check", "rmpc_rmp_check_all")
+def test_many_accesses_at_once(library: Library) -> None:
+    """As one by one; the first that cannot be ends it."""
+    machine = CffiMachine(library, m.SNP)
+    machine.write_rmp(0x233, m.ASSIGNED, 0)
+    host, write = library.RMPC_WHO_HOST, library.RMPC_WRITE
+    rows = [{"pa": pfn << 12, "who": host, "kind": write, "level": level} for pfn in (0x232, 0x233) for level in (1, 2)]
+    accesses = library.new("struct rmpc_access[]", [*rows, {"level": 4}, *rows])
+    outcomes = library.new("struct rmpc_outcome[]", len(accesses))
+    outcomes[4].code = 77
+    done = library.new("size_t *")
+    status = library.rmpc_rmp_check_all(machine.rmp, accesses, len(accesses), outcomes, done)
+    assert (status, done[0], outcomes[4].code) == (library.RMPC_ERR_ARGUMENT, 4, 77)
+    # rmp §3.2: the page itself, and by a large mapping what stands beside it
+    reasons = [library.RMPC_REASON_NONE, library.RMPC_REASON_NEIGHBOUR, library.RMPC_REASON_ASSIGNED]
+    assert [one.reason for one in outcomes[0:4]] == [*reasons, library.RMPC_REASON_ASSIGNED]
+    assert [one.info for one in outcomes[0:4]] == [0, 0x8000_0003, 0x8000_0003, 0x8000_0003]
+    for access, outcome in zip(accesses[0:4], outcomes[0:4], strict=True):
+        assert library.rmpc_access_is_valid(library.new("struct rmpc_access *", access), 4)
+        single = library.rmpc_rmp_check(machine.rmp, library.new("struct rmpc_access *", access))
+        assert library.ffi.buffer(library.new("struct rmpc_outcome *", single))[:] == as_bytes(library, outcome)
+    assert library.rmpc_rmp_check_all(machine.rmp, accesses, 0, outcomes, done) == library.RMPC_OK and done[0] == 0
+    assert library.rmpc_rmp_check(library.ffi.NULL, accesses + 1).kind == library.RMPC_OUTCOME_ALLOWED
+    bad = ({"level": 0}, {"level": 4}, {"who": library.RMPC_WHO_END}, {"kind": library.RMPC_ACCESS_END}, {"vmpl": 4})
+    for fields in bad:
+        access = library.new("struct rmpc_access *", {"level": 1} | fields)
+        assert not library.rmpc_access_is_valid(access, 4), fields
+
+
+def as_bytes(library: Library, record: Any) -> bytes:
+    return bytes(library.ffi.buffer(library.ffi.addressof(record)))
+
+
+@calls("rmpc_rmp_check_host_write", "rmpc_rmp_is_hypervisors")
+def test_writes_of_the_host(library: Library) -> None:
+    """rmp §3.2, over whole regions: the short way is the long way, and the oracle's."""
+    machine, oracle = CffiMachine(library, m.SNP), oracle_of(m.SNP)
+    for one in (machine, oracle):
+        one.write_rmp(0x233, m.ASSIGNED | 5 << 51, 0)
+        one.write_rmp(0x600, m.ASSIGNED | m.SIZE_2M, 0)
+    for pfn in (*range(0x1FE, 0x236), 0x3FF, 0x400, 0x5FF, 0x600, 0x601, 0x7FF, 0x800, m.SNP_COVERED, 1 << 39):
+        for level in (1, 2, 3):
+            short = library.rmpc_rmp_check_host_write(machine.rmp, pfn, level, 0xABC000)
+            fields = {"pa": pfn << 12, "kind": library.RMPC_WRITE, "level": level, "va": 0xABC000}
+            long = library.rmpc_rmp_check(machine.rmp, library.new("struct rmpc_access *", fields))
+            assert as_bytes(library, short) == as_bytes(library, long), (pfn, level)
+            op = make_op("access", who=0, access=1, pa=pfn << 12, level=level, gva=0xABC000)
+            result = library.new("struct rmpc_result *")
+            library.rmpc_result_of(short, result)
+            assert Result(*(getattr(result, name) for name in Result._fields)) == oracle.apply(op), (pfn, level)
+    free = {(0, 512): True, (0x200, 512): False, (0x400, 512): True, (0, 1024): False, (0x600, 512): False}
+    free |= {(0x800, 1 << 18): True, (m.SNP_COVERED & ~0x1FF, 1024): True, (1 << 40, 512): True}
+    assert {where: library.rmpc_rmp_is_hypervisors(machine.rmp, *where) for where in free} == free
+
+
+@calls("rmpc_rmp_end_blocks")
+def test_blocks_at_the_ends(library: Library) -> None:
+    """host §1: blocks that the table fills in part, if some byte of them is usable; no more are written than fit."""
+    machine = CffiMachine(library, m.SNP_TIGHT)
+    machine.rmp.segments[0].pa = 0
+    usable = library.new("struct rmpc_extent[]", [((1 << 32) - 0x1000, 0x1000), ((1 << 32) + 0x60000, 0x1000000)])
+    blocks = library.new("struct rmpc_extent[]", [(7, 7)] * 3)
+    assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 2, blocks, 0) == 1
+    assert (blocks[0].base, blocks[0].size) == (7, 7)
+    assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 2, blocks, 3) == 1
+    assert [(one.base, one.size) for one in blocks[0:2]] == [(1 << 32, 0x20_0000), (7, 7)]
+    assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 1, blocks, 3) == 0
+
+
+@calls("rmpc_insn_decode")
+def test_decoding(library: Library) -> None:
+    """rmp §2.1: the bytes of the six, prefixes, and what is cut short."""
+    ends = (("RMPUPDATE", "f2", "fe"), ("PSMASH", "f3", "ff"), ("RMPREAD", "f2", "fd"))
+    for name, prefix, last in (*ends, ("PVALIDATE", "f2", "ff"), ("RMPADJUST", "f3", "fe"), ("RMPQUERY", "f3", "fd")):
+        code = bytes.fromhex(f"{prefix}0f01{last}")
+        insn = getattr(library, f"RMPC_INSN_{name}")
+        for before, long_mode, expected in (
+            (b"", True, (insn, 4, False)),
+            (b"", False, (insn, 4, False)),
+            (b"\x67", True, (insn, 5, True)),
+        ):
+            found = library.rmpc_insn_decode(before + code + b"\x90", len(before) + 5, long_mode)
+            assert (found.insn, found.length, found.short_address) == expected
+        rex = code[:1] + b"\x48" + code[1:]
+        assert library.rmpc_insn_decode(rex, 5, True).insn == insn
+        assert library.rmpc_insn_decode(rex, 5, False).insn == library.RMPC_INSN_NONE
+        for size in range(4):
+            found = library.rmpc_insn_decode(code, size, True)
+            assert (found.insn, found.length) == (library.RMPC_INSN_NONE, 0)
+    for other in ("0f01fe", "f20f01fc", "f20f00fe", "f390", "6666"):
+        code = bytes.fromhex(other)
+        assert library.rmpc_insn_decode(code, len(code), True).insn == library.RMPC_INSN_NONE
+
+
+@calls("rmpc_insn_execute", "rmpc_result_of")
+def test_execute(library: Library) -> None:
+    """A page's life by bytes and registers (rmp §2), with the oracle beside it."""
+    machine, oracle = CffiMachine(library, m.SNP, hardware="turin"), oracle_of(m.SNP, hardware="turin")
+    pa, gva, guest = 0x400_000, 0x7F00_0000_0000, Cpu(asid=5)
+    head, small = Page(pa, 0x20_0000, 2), Page(pa, 0x20_0000, 1)
+    assign = struct.pack("<QQ", 0x20_0000, 1 | 1 << 8 | 5 << 32)
+    steps: list[tuple[str, Registers, Cpu, bytes | None, Page | None]] = [
+        ("f20f01fe", Registers(rax=pa, rcx=0x1000), Cpu(), None, None),
+        ("f20f01fe", Registers(rax=pa, rcx=0x1000), Cpu(cpl=3), assign, None),
+        ("f20f01fe", Registers(rax=pa, rcx=0x1000), Cpu(), assign, None),
+        ("f20f01fd", Registers(rax=pa, rcx=0x1000), Cpu(), None, None),
+        ("f20f01ff", Registers(rax=gva, rcx=0, rdx=1, rip=0x100), guest, None, small),
+        ("f20f01ff", Registers(rax=gva, rcx=1, rdx=1, rip=0x100), guest, None, None),
+        ("f20f01ff", Registers(rax=gva, rcx=1, rdx=1, rip=0x100), guest, None, head),
+        ("f20f01ff", Registers(rax=gva, rcx=1, rdx=1, rip=0x100), guest, None, head),
+        ("f30f01fe", Registers(rax=gva, rcx=1, rdx=1 | 7 << 8), guest, None, head),
+        ("f30f01fd", Registers(rax=gva, rdx=1), guest, None, head),
+        ("f30f01ff", Registers(rax=pa), Cpu(asid=5), None, None),
+        ("f30f01ff", Registers(rax=pa), Cpu(mode=32), None, None),
+        ("f3480f01ff", Registers(rax=pa, rflags=0x46), Cpu(), None, None),
+        ("0f01fe", Registers(rax=pa), Cpu(), None, None),
+    ]
+    names = set()
+    for code, registers, cpu, operand, page in steps:
+        arguments = (bytes.fromhex(code), registers, cpu, operand, page)
+        mine = machine.execute(*arguments)
+        assert mine == oracle.execute(*arguments), arguments
+        names.add(mine.name)
+    assert len(names) == 7
+    assert machine.read_rmp(pa >> 12)[0] & (m.ASSIGNED | m.SIZE_2M | m.VALIDATED) == m.ASSIGNED | m.VALIDATED
+    assert differences(machine.state(), oracle.state()) == []
+
+
+@calls("rmpc_insn_execute")
+@pytest.mark.parametrize(("code", "asid"), [("f20f01fe", 0), ("f20f01fd", 0), ("f20f01ff", 5)])
+@pytest.mark.parametrize("error", [None, 0x2])
+def test_operands_that_fault(library: Library, code: str, asid: int, error: int | None) -> None:
+    """rmp §2.1: #PF of a memory operand; registers stay, nothing is counted and no event given.  A callback that says
+    nothing of the error code means 0."""
+    machine, ffi = CffiMachine(library, m.SNP, hardware="turin"), library.ffi
+    machine.record_events(True)
+    before = machine.state()
+
+    def refuse(user: Any, va: int, data: Any, code_out: Any) -> bool:
+        if error is not None:
+            code_out[0] = error
+        return False
+
+    memory = library.new("struct rmpc_memory *")
+    memory.read = read = ffi.callback("bool(void *, uint64_t, struct rmpc_rmp_state *, uint64_t *)", refuse)
+    memory.write = write = ffi.callback("bool(void *, uint64_t, const struct rmpc_rmp_state *, uint64_t *)", refuse)
+    memory.translate = walk = ffi.callback("bool(void *, uint64_t, struct rmpc_page *, uint64_t *)", refuse)
+    rcx = 0 if asid else 0x1000
+    own = library.new("struct rmpc_registers *", (0x400_000, rcx, 1, 0x100, 2))
+    machine.cpu.mode = (asid, 0, False, True)
+    outcome = library.rmpc_insn_execute(
+        machine.rmp,
+        machine.cpu,
+        library.RMPC_MODE_LONG,
+        bytes.fromhex(code),
+        4,
+        own,
+        memory,
+        library.new("struct rmpc_decoded *"),
+    )
+    del read, write, walk
+    assert (outcome.kind, outcome.code) == (library.RMPC_OUTCOME_FAULT, 14)
+    assert (outcome.info, outcome.address) == (error or 0, 0x400_000 if asid else rcx)
+    assert (own.rax, own.rcx, own.rdx, own.rip, own.rflags) == (0x400_000, rcx, 1, 0x100, 2)
+    machine.cpu.mode = (0, 0, False, False)
+    assert differences(machine.state(), before) == []
+    assert len(machine.take_events()) == 0
+
+
+@calls("rmpc_machine_apply", "rmpc_machine_run")
+def test_records_that_are_no_op(library: Library) -> None:
+    """Refused, untouched; none at all is no op either."""
+    machine = CffiMachine(library, m.SNP)
+    before = machine.state()
+    for op in (Op(0), Op(200), Op(0xFFFF), Op(1, reserved=1), Op(8, level=1), Op(18, id=256, count=1)):
+        assert machine.apply(op).kind == Kind.REFUSED, op
+    library.rmpc_machine_run(machine.machine, library.ffi.NULL, 0, library.ffi.NULL)
+    assert differences(machine.state(), before) == []
+
+
+@calls("rmpc_pfn_valid", "rmpc_pages_valid", "rmpc_snp_leak_pages")
+def test_valid_frames(library: Library) -> None:
+    """host §1: whole 128 MiB sections that have memory; 2^20 pages at most."""
+    machine = CffiMachine(library, m.SNP)
+    valid = {0: True, 0x4000: True, 0x7FFF: True, 0x8000: False, 1 << 40: False, NO_PAGE: False}
+    assert {pfn: library.rmpc_pfn_valid(machine.host, pfn) for pfn in valid} == valid
+    many = {(0, 0x8000): True, (0, 0x8001): False, (0x7FFF, 1): True, (0x8000, 0): True, (0, 1 << 21): False}
+    many |= {(NO_PAGE, 2): False}
+    assert {where: library.rmpc_pages_valid(machine.host, *where) for where in many} == many
+    assert library.rmpc_snp_leak_pages(machine.host, 0x8000, 1) == library.RMPC_ERR_ARGUMENT
+    assert library.rmpc_snp_leak_pages(machine.host, 0, (1 << 20) + 1) == library.RMPC_ERR_ARGUMENT
+    assert machine.counters()["leaked_pages"] == 0
+    assert library.rmpc_snp_leak_pages(machine.host, 5, 3) == library.RMPC_OK
+    assert machine.counters()["leaked_pages"] == 3
+
+
+@calls("rmpc_host_access", "rmpc_host_access_all", "rmpc_host_handle_fault")
+def test_the_hosts_accesses(library: Library) -> None:
+    """host §6.5: one by one and many at once; a fault that a policy repairs is tried again."""
+    machine = CffiMachine(library, m.SNP, policy="fault-split")
+    machine.write_rmp(0x233, m.ASSIGNED, 0)
+    frames = [0x232, 0x233, 0x400, 0x4000, 0x234]
+    pfns = library.new("uint64_t[]", frames)
+    outcomes = library.new("struct rmpc_outcome[]", len(frames))
+    library.rmpc_host_access_all(machine.host, pfns, len(frames), library.RMPC_HOST_WRITE, outcomes)
+    level = library.new("int *")
+    for pfn, outcome in zip(frames, outcomes, strict=True):
+        single = library.rmpc_host_access(machine.host, pfn, library.RMPC_HOST_WRITE, level)
+        assert as_bytes(library, single) == as_bytes(library, outcome)
+    none, beside = library.RMPC_REASON_NONE, library.RMPC_REASON_NEIGHBOUR
+    reasons = [beside, library.RMPC_REASON_ASSIGNED, none, library.RMPC_REASON_NOT_PRESENT, beside]
+    assert [one.reason for one in outcomes] == reasons
+    # all twice by now; who writes to a page that is not there is nobody's owner (host §6.3)
+    counters = machine.counters()
+    assert (counters["host_faults_neighbour"], counters["host_faults_owner"]) == (6, 2)
+    fault = library.rmpc_host_access(machine.host, 0x232, library.RMPC_HOST_WRITE, level)
+    assert level[0] == 2
+    assert library.rmpc_host_handle_fault(machine.host, 0x232, fault, level[0])
+    assert library.rmpc_host_access(machine.host, 0x232, library.RMPC_HOST_WRITE, level).reason == none
+    assert level[0] == 1
+    assert machine.counters()["fault_repairs"] == 1
+
+
+# ---- the same ops as the oracle ----
+
+SWITCHED = (("bookkeeping", 512), ("inuse_first", 1), ("rmpquery", 1), ("subpage_count", 0))
+SEGMENTED = (("segment_min", 30), ("segmented", 1))
+UNITS: dict[str, lockstep.Unit] = {
+    "2M, 6.1": DirectMapUnit("2M", "6.1", 4, False, 1, 600),
+    "image, five levels": DirectMapUnit("image", "6.15", 5, True, 2, 480),
+    "moved image, C-bit": DirectMapUnit("moved image c-bit nopat", "7.3", 4, True, 3, 480),
+    "1G": DirectMapUnit("1G nopat pti", "6.13", 4, False, 4, 300),
+    "milan": RmpUnit("contiguous", "milan", "6.12", (), 5, 3000),
+    "genoa": RmpUnit("contiguous c-bit", "genoa", "6.9", SWITCHED, 6, 3000),
+    "turin": RmpUnit("segmented", "turin", "6.14", SEGMENTED, 7, 1500),
+    **{policy: PolicyUnit(policy, "2M", "6.15", "genoa", 8, 450) for policy in POLICIES},
+    "partly covered": PolicyUnit("upstream", "partly covered", "6.9", "turin", 9, 450),
+}
+
+
+def pair_of(kind: type[CffiMachine], library: Library, unit: Any, **ways: str) -> tuple[CffiMachine, MachineLike]:
+    """A machine of this kind and the oracle, as the unit starts, with events on."""
+    options: dict[str, Any] = {"kernel": unit.kernel}
+    if isinstance(unit, RmpUnit):
+        options |= {"hardware": unit.part, "switches": dict(unit.switches)}
+    elif isinstance(unit, PolicyUnit):
+        options |= {"hardware": unit.part, "policy": unit.policy}
+    elif unit.readonly:
+        options["state"] = m.changed(oracle_of(unit.map, kernel=unit.kernel).state(), kernel_readonly=True)
+    machine = kind(library, unit.map, **options, **ways)
+    machine.record_events(True)
+    return machine, oracle_of(unit.map, **options)
+
+
+@pytest.mark.parametrize("name", UNITS)
+@calls("rmpc_machine_run", "rmpc_dmap_validate")
+def test_in_bulk(library: Library, name: str) -> None:
+    """Results, events, states and invariants of random ops, half of them with the library's memory and pages."""
+    memory, pages = WAYS[0] if list(UNITS).index(name) % 2 else WAYS[3]
+    machine, oracle = pair_of(CffiMachine, library, UNITS[name], memory=memory, pages=pages)
+    for ops in UNITS[name].chunks():
+        found, _, _ = lockstep.difference(machine, oracle, ops)
+        assert not found, (found, [str(op) for op in ops[:40]], differences(machine.state(), oracle.state()))
+
+
+def by_function(library: Library, unit: Any) -> None:
+    """Each op by the function that is for it.  (A refused access is no event here.)"""
+    machine, oracle = pair_of(FunctionMachine, library, unit)
+    for ops in unit.chunks():
+        for op in ops:
+            expected = oracle.apply(op)
+            if expected.kind != Kind.REFUSED:
+                assert machine.apply(op) == expected, op
+        events = oracle.take_events()
+        assert machine.take_events().tolist() == events[events["kind"] != EventKind.FAULT].tolist()
+        assert machine.validate() is None
+        assert differences(machine.state(), oracle.state()) == []
+
+
+CHANGES = ("2M, 6.1", "image, five levels", "moved image, C-bit")
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@calls(
+    "rmpc_set_memory rmpc_change_page_attr rmpc_dmap_lookup rmpc_set_direct_map_invalid_noflush",
+    "rmpc_set_direct_map_default_noflush",
+)
+def test_direct_map_by_function(library: Library, name: str) -> None:
+    by_function(library, UNITS[name])
+
+
+@calls("rmpc_set_direct_map_valid_noflush")
+def test_valid_noflush_by_function(library: Library) -> None:
+    by_function(library, DirectMapUnit("4K", "6.13", 4, False, 10, 300))
+
+
+@pytest.mark.parametrize("name", ["genoa", "turin"])
+@calls(
+    "rmpc_rmpupdate rmpc_psmash rmpc_rmpread rmpc_pvalidate rmpc_rmpadjust rmpc_rmpquery rmpc_rmp_check",
+    "rmpc_result_of rmpc_vmrun rmpc_firmware_command rmpc_page_state_of rmpc_dump_rmpentry",
+)
+def test_rmp_by_function(library: Library, name: str) -> None:
+    by_function(library, UNITS[name])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@calls(
+    "rmpc_rmp_make_private rmpc_rmp_make_shared rmpc_host_psmash rmpc_host_access rmpc_rmp_mark_pages_firmware",
+    "rmpc_snp_reclaim_pages",
+)
+def test_host_by_function(library: Library, name: str) -> None:
+    by_function(library, UNITS[name])
+
+
+@calls(
+    "rmpc_rmp_make_firmware rmpc_snp_lookup_rmpentry rmpc_snp_leak_pages rmpc_host_rmpupdate",
+    "rmpc_adjust_direct_map rmpc_cpu_inject rmpc_vmexit",
+)
+def test_rarer_calls_by_function(library: Library) -> None:
+    machine, oracle = FunctionMachine(library, m.SNP), oracle_of(m.SNP)
+    machine.record_events(True)
+    for name, args in (
+        ("rmp_make_firmware", {"pfn": 0x233, "level": 1}),
+        ("rmp_make_firmware", {"pfn": 0x8000, "level": 1}),
+        ("rmp_make_firmware", {"pfn": 0x400, "level": 2}),
+        ("snp_lookup_rmpentry", {"pfn": 0x233}),
+        ("snp_lookup_rmpentry", {"pfn": 0x401}),
+        ("snp_lookup_rmpentry", {"pfn": m.SNP_COVERED}),
+        ("dump_rmpentry", {"pfn": 0x234}),
+        ("snp_leak_pages", {"pfn": 0x233, "pages": 2}),
+        ("adjust_direct_map", {"pfn": 0x600, "level": 1}),
+        ("adjust_direct_map", {"pfn": 0x8000, "level": 2}),
+        ("inject", {"code": 4, "count": 2}),
+        ("rmpupdate", {"pfn": 0x601, "gpa": 0x1000, "assigned": 1, "size": 0, "asid": 5}),
+        ("rmpupdate", {"pfn": 0x401, "gpa": 0, "assigned": 0, "size": 0, "asid": 0}),
+        ("VMRUN", {"vmcb": 0x700_000, "asid": 1, "plain": 1}),
+        ("rmpupdate", {"pfn": 0x700, "gpa": 0, "assigned": 1, "size": 0, "asid": 0}),
+        ("VMEXIT", {"vmcb": 0x700_000}),
+        ("rmpupdate", {"pfn": 0x700, "gpa": 0, "assigned": 1, "size": 0, "asid": 0}),
+    ):
+        op = make_op(name, **args)
+        assert machine.apply(op) == oracle.apply(op), op
+    assert machine.take_events().tolist() == oracle.take_events().tolist()
+    assert differences(machine.state(), oracle.state()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["image, five levels", "moved image, C-bit", "upstream", "split-restore", "unmap-flush"]
+)
+def test_pages_may_come_from_anywhere(library: Library, name: str) -> None:
+    """An allocator that hands out the lowest page, dirty, and again at once what it got back: the same machine but for
+    where its tables are."""
+    machine, oracle = pair_of(CffiMachine, library, UNITS[name], pages="lowest")
+    for ops in UNITS[name].chunks():
+        for op in ops:
+            assert machine.apply(op) == oracle.apply(op), op
+        assert machine.validate() is None
+        mine, theirs = machine.state(), oracle.state()
+        flags = m.U64 & ~(m.FRAME_MASK & ~machine.map.c_bit)
+        assert list(diff_entries(mine.tables, theirs.tables, "cffi", "oracle", flags)) == []
+        assert differences(m.changed(mine, root=theirs.root, tables=theirs.tables), theirs) == []
+    assert (mine.tables["raw"] != theirs.tables["raw"]).any()
+
+
+@calls(
+    "rmpc_dmap_put_root rmpc_dmap_put_table rmpc_dmap_put_leaf rmpc_dmap_put_high_path rmpc_dmap_add_mapped",
+    "rmpc_dmap_page_total rmpc_rmp_set rmpc_cpu_inject rmpc_in_use_add rmpc_firmware_add_context",
+)
+def test_a_state_is_put_back(library: Library) -> None:
+    """What the oracle has come to is loaded through the C functions, and goes on alike."""
+    unit = PolicyUnit("upstream", "image", "6.15", "genoa", 11, 300)
+    oracle = oracle_of(unit.map, kernel=unit.kernel, hardware=unit.part)
+    for ops in unit.chunks():
+        for op in ops:
+            oracle.apply(op)
+    for line in (
+        "SNP_INIT",
+        "rmp_make_firmware pfn=0x610 level=4K",
+        "SNP_GCTX_CREATE gctx=0x610000",
+        "VMRUN vmcb=0x612000 asid=1 plain=1",
+        "inject code=4 count=3",
+        "cpa_address pfn=0x233",
+    ):
+        name, *words = line.split()
+        args = {key: {"4K": 1}.get(value) or int(value, 0) for key, value in (word.split("=") for word in words)}
+        oracle.apply(make_op(name, **args))
+    state = oracle.state()
+    assert state.contexts and state.in_use and state.inject and state.addresses
+    machine = CffiMachine(library, unit.map, kernel=unit.kernel, hardware=unit.part, state=state)
+    machine.record_events(True)
+    assert differences(machine.state(), state) == []
+    oracle.take_events()
+    for ops in PolicyUnit("upstream", "image", "6.15", "genoa", 12, 300).chunks():
+        assert lockstep.difference(machine, oracle, ops)[0] == ""
