@@ -59,6 +59,8 @@ static void check_in_bulk(const struct rmpc_rmp *rmp)
     accesses[7].level = 4;
     expect("what is no access ends it",
            rmpc_rmp_check_all(rmp, accesses, count, outcomes, &done) == RMPC_ERR_ARGUMENT && done == 7);
+    expect("without SNP, too",
+           rmpc_rmp_check_all(NULL, accesses, count, outcomes, &done) == RMPC_ERR_ARGUMENT && done == 7);
     expect("without SNP all is allowed", rmpc_rmp_check_all(NULL, accesses, 3, outcomes, &done) == RMPC_OK &&
                                              done == 3 && outcomes[2].kind == RMPC_OUTCOME_ALLOWED);
 }
