@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
+from headers import compiler as c_compiler
 
 import rmpcore
 
@@ -65,11 +65,10 @@ def test_get_include_has_the_public_headers() -> None:
 
 def test_a_c_program_runs_on_the_core(tmp_path: Path) -> None:
     """examples/c/first.c: what the README shows, compiled with nothing but the core's sources."""
-    compiler = sysconfig.get_config_var("CC").split()[0] if shutil.which("cc") is None else "cc"
     program = tmp_path / "first"
     subprocess.run(
         [
-            compiler,
+            *c_compiler(),
             "-std=c11",
             f"-I{rmpcore.get_include()}",
             str(ROOT / "examples/c/first.c"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
+
+from headers import compiler
 
 import rmpcore
 
@@ -15,10 +15,9 @@ SOURCES = [*(ROOT / "csrc").glob("*.c"), *(ROOT / "csrc/hosted").glob("*.c")]
 
 def run(name: str, tmp_path: Path, *arguments: str) -> str:
     """Build a program of tests/c with the core's sources, and run it; what it prints."""
-    compiler = "cc" if shutil.which("cc") else sysconfig.get_config_var("CC").split()[0]
     program = tmp_path / name
     flags = ["-std=c11", "-O2", f"-I{rmpcore.get_include()}", str(ROOT / f"tests/c/{name}.c"), *map(str, SOURCES)]
-    subprocess.run([compiler, *flags, "-lpthread", "-o", str(program)], check=True)
+    subprocess.run([*compiler(), *flags, "-lpthread", "-o", str(program)], check=True)
     done = subprocess.run([str(program), *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout

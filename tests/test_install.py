@@ -15,12 +15,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
 import machines as m
 import pytest
+from headers import compiler as c_compiler
 from random_host import HostGenerator
 from random_rmp import Generator
 
@@ -35,7 +35,7 @@ LIBRARY_SOURCES = ("cmake", "csrc", "include", "CMakeLists.txt", "LICENSE", "Mak
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 C11 = ["-std=c11", "-O1", *WARNINGS, "-Wconversion"]
 CXX11 = ["-std=c++11", "-O1", *WARNINGS]
-CC = "cc" if shutil.which("cc") else sysconfig.get_config_var("CC").split()[0]
+CC = c_compiler()
 
 
 def run(*command: object, check: bool = True, **environment: object) -> subprocess.CompletedProcess[str]:
@@ -162,7 +162,7 @@ def test_the_traces_reach_what_is_compared() -> None:
 def test_plain_sources(tmp_path: Path) -> None:
     """All of csrc/ handed to the compiler beside the simulator."""
     program = tmp_path / "simulator"
-    run(CC, *C11, f"-I{ROOT / 'include'}", FOREIGN / "main.c", *CORE, "-o", program)
+    run(*CC, *C11, f"-I{ROOT / 'include'}", FOREIGN / "main.c", *CORE, "-o", program)
     assert_does_as_python(program, tmp_path)
 
 
@@ -176,13 +176,13 @@ def test_amalgamation(tmp_path: Path) -> None:
     """Two files, which need nothing of the tree that they were made from."""
     sources = amalgamate(tmp_path / "taken-in")
     program = tmp_path / "simulator"
-    run(CC, *C11, "-DAMALGAMATED", f"-I{sources}", FOREIGN / "main.c", sources / "rmpcore.c", "-o", program)
+    run(*CC, *C11, "-DAMALGAMATED", f"-I{sources}", FOREIGN / "main.c", sources / "rmpcore.c", "-o", program)
     assert_does_as_python(program, tmp_path)
 
 
 def test_amalgamation_is_freestanding(tmp_path: Path) -> None:
     sources = amalgamate(tmp_path / "taken-in")
-    run(CC, *C11, "-ffreestanding", "-c", sources / "rmpcore.c", "-o", tmp_path / "rmpcore.o")
+    run(*CC, *C11, "-ffreestanding", "-c", sources / "rmpcore.c", "-o", tmp_path / "rmpcore.o")
     lines = run("nm", tmp_path / "rmpcore.o").stdout.splitlines()
     undefined = {line.split()[-1] for line in lines if line.split()[-2] == "U"}
     assert undefined - {"_GLOBAL_OFFSET_TABLE_"} <= {"memcpy", "memset", "memmove", "memcmp"}
@@ -194,7 +194,7 @@ def test_amalgamation_is_freestanding(tmp_path: Path) -> None:
 def test_python_package(tmp_path: Path) -> None:
     """get_include() and get_library(): what an installed wheel has."""
     program = tmp_path / "simulator"
-    run(CC, *C11, f"-I{rmpcore.get_include()}", FOREIGN / "main.c", rmpcore.get_library(), "-o", program)
+    run(*CC, *C11, f"-I{rmpcore.get_include()}", FOREIGN / "main.c", rmpcore.get_library(), "-o", program)
     assert_does_as_python(program, tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_a_library_of_another_abi_is_refused(tmp_path: Path) -> None:
     assert count == 1
     (headers / "api.h").write_text(text)
     program = tmp_path / "simulator"
-    run(CC, *C11, f"-I{headers.parent}", FOREIGN / "main.c", rmpcore.get_library(), "-o", program)
+    run(*CC, *C11, f"-I{headers.parent}", FOREIGN / "main.c", rmpcore.get_library(), "-o", program)
     done = run(program, "upstream", tmp_path, check=False)
     has = abi_of(rmpcore.get_include())
     line = f"built for ABI 7 of rmpcore, but the library has {has} (version {rmpcore.__version__})"
@@ -282,19 +282,19 @@ def test_pkg_config(installed: Path, tmp_path: Path) -> None:
     source = [*C11, FOREIGN / "main.c", "-o", program]
     flags, libraries = pkg_config(directory, "--cflags"), pkg_config(directory, "--libs")
     assert pkg_config(directory, "--modversion") == [rmpcore.__version__]
-    run(CC, *source, *flags, *libraries)
+    run(*CC, *source, *flags, *libraries)
     assert f"librmpcore.so.{abi_of(ROOT / 'include')}" in needed(program)
     assert_does_as_python(program, tmp_path, LD_LIBRARY_PATH=installed / "lib")
     # it is these flags that do it
-    assert "rmpcore.h" in run(CC, *source, *libraries, check=False).stderr
-    assert "rmpc_machine_run" in run(CC, *source, *flags, check=False).stderr
+    assert "rmpcore.h" in run(*CC, *source, *libraries, check=False).stderr
+    assert "rmpc_machine_run" in run(*CC, *source, *flags, check=False).stderr
 
 
 @pytest.mark.tools
 def test_pkg_config_static(installed: Path, tmp_path: Path) -> None:
     program = tmp_path / "simulator"
     flags = pkg_config(installed / "lib/pkgconfig", "--static", "--cflags", "--libs")
-    run(CC, *C11, "-static", FOREIGN / "main.c", *flags, "-o", program)
+    run(*CC, *C11, "-static", FOREIGN / "main.c", *flags, "-o", program)
     assert needed(program) == []
     assert_does_as_python(program, tmp_path)
 
@@ -343,7 +343,7 @@ def test_headers_are_cxx11(compiler: str, tmp_path: Path) -> None:
         source.write_text(f"#include <rmpcore/{header.name}>\n")
         run(compiler, *CXX11, f"-I{ROOT / 'include'}", "-fsyntax-only", source)
     sources = amalgamate(tmp_path / "taken-in")
-    run(CC, *C11, "-c", sources / "rmpcore.c", "-o", tmp_path / "rmpcore.o")
+    run(*CC, *C11, "-c", sources / "rmpcore.c", "-o", tmp_path / "rmpcore.o")
     program = tmp_path / "simulator"
     object_file = tmp_path / "main.o"
     run(compiler, *CXX11, "-DAMALGAMATED", f"-I{sources}", "-x", "c++", "-c", FOREIGN / "main.c", "-o", object_file)
@@ -360,7 +360,7 @@ def test_pkg_config_of_the_wheel(tmp_path: Path) -> None:
     directory = Path(str(importlib.resources.files(entry.value) / "rmpcore.pc")).parent
     assert pkg_config(directory, "--modversion") == [rmpcore.__version__]
     program = tmp_path / "simulator"
-    run(CC, *C11, FOREIGN / "main.c", *pkg_config(directory, "--cflags", "--libs"), "-o", program)
+    run(*CC, *C11, FOREIGN / "main.c", *pkg_config(directory, "--cflags", "--libs"), "-o", program)
     assert needed(program) == ["libc.so.6"]
     assert_does_as_python(program, tmp_path)
 
@@ -393,7 +393,7 @@ STORY = [
 def test_two_cpus(tmp_path: Path) -> None:
     """examples/c/two_cpus.c tells the story that the rules give."""
     program = tmp_path / "two_cpus"
-    run(CC, *C11, f"-I{ROOT / 'include'}", ROOT / "examples/c/two_cpus.c", *CORE, "-o", program)
+    run(*CC, *C11, f"-I{ROOT / 'include'}", ROOT / "examples/c/two_cpus.c", *CORE, "-o", program)
     assert run(program).stdout.splitlines() == STORY
 
 
@@ -404,4 +404,4 @@ def test_c_in_the_documents(tmp_path: Path) -> None:
     assert len(pieces) > 3
     source = tmp_path / "embedding.c"
     source.write_text("\n".join(pieces))
-    run(CC, "-std=c11", *WARNINGS, "-Wno-unused-function", f"-I{ROOT / 'include'}", "-fsyntax-only", source)
+    run(*CC, "-std=c11", *WARNINGS, "-Wno-unused-function", f"-I{ROOT / 'include'}", "-fsyntax-only", source)
