@@ -21,10 +21,19 @@ from typing import Any, BinaryIO
 import click
 import numpy as np
 
-from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, one_line, place_on, size_text
+from rmpcore.cli_common import (
+    BadInputError,
+    Bar,
+    Output,
+    bad_input,
+    one_line,
+    place_on,
+    print_conformance,
+    size_text,
+)
 from rmpcore.cli_compare import compare_policies
+from rmpcore.cli_kernel import kernel
 from rmpcore.cli_workload import workload
-from rmpcore.conform import Conformance
 from rmpcore.conform import conform as conform_file
 from rmpcore.decode import (
     Field,
@@ -488,18 +497,6 @@ def selftest(
 # --- conform -------------------------------------------------------------------------------------------------------
 
 
-def _print_conformance(result: Conformance) -> None:
-    compared = ", ".join(f"{number:,} {what}" for what, number in result.compared.items())
-    verdict = "PASS" if result.passed else "FAIL"
-    click.echo(f"{verdict}  {result.file}  {result.kind} {result.kernel} {result.backend}: compared {compared}")
-    if result.not_implemented:
-        click.echo(f"    not implemented: {', '.join(map(repr, result.not_implemented)).replace(chr(39), '')}")
-    for line in result.differences:
-        click.echo(f"    {line}")
-    if result.different > len(result.differences):
-        click.echo(f"    and {result.different - len(result.differences):,} more differences")
-
-
 @cli.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @_backend_option
@@ -521,7 +518,7 @@ def conform(files: tuple[str, ...], backend: str, as_json: bool) -> None:
             if as_json:
                 rows.append({**asdict(result), "passed": result.passed})
             else:
-                _print_conformance(result)
+                print_conformance(result)
             if not result.passed:
                 status = max(status, 1)
     if as_json:
@@ -680,6 +677,7 @@ def place(map_path: str, segments: str | None, output_path: str | None) -> None:
 
 cli.add_command(workload)
 cli.add_command(compare_policies)
+cli.add_command(kernel)
 
 
 def _drop_output() -> None:

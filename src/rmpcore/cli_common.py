@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from rmpcore.conform import Conformance
 from rmpcore.machine import MachineError
 from rmpcore.maps import MachineMap, MapError
 from rmpcore.memory_image import ImageError
@@ -142,3 +143,16 @@ def place_on(path: str, machine_map: MachineMap, segment_shift: int | None = Non
         return place_rmp(machine_map, segment_shift=segment_shift)
     except MapError as e:
         raise MapError(f"{path}: {e}") from None
+
+
+def print_conformance(result: Conformance) -> None:
+    """One line, and below it what differs."""
+    compared = ", ".join(f"{number:,} {what}" for what, number in result.compared.items())
+    verdict = "PASS" if result.passed else "FAIL"
+    click.echo(f"{verdict}  {result.file}  {result.kind} {result.kernel} {result.backend}: compared {compared}")
+    if result.not_implemented:
+        click.echo(f"    not implemented: {', '.join(map(repr, result.not_implemented)).replace(chr(39), '')}")
+    for line in result.differences:
+        click.echo(f"    {line}")
+    if result.different > len(result.differences):
+        click.echo(f"    and {result.different - len(result.differences):,} more differences")

@@ -31,7 +31,7 @@ _DMAP_CALLS = {
     "set_direct_map_default_noflush": ("pfn",),
     "set_direct_map_valid_noflush": ("pfn", "pages", "valid"),
 }
-_SNP_CALLS = {
+SNP_CALLS = {
     "rmp_make_private": ("pfn", "gpa", "level", "asid", "immutable"),
     "rmp_make_shared": ("pfn", "level"),
     "psmash": ("pfn",),
@@ -57,7 +57,7 @@ _CPA_CALLS = dict.fromkeys(
     ),
     _RANGE,
 )
-CALLS = _DMAP_CALLS | _SNP_CALLS | _CPA_CALLS
+CALLS = _DMAP_CALLS | SNP_CALLS | _CPA_CALLS
 """Recorded calls that the machines implement, and what their arguments are, in order."""
 SHOWN = 10
 """Differences that are kept in words; the others are only counted."""
@@ -263,7 +263,7 @@ def _touches_image(op: Op, machine_map: MachineMap) -> bool:
 def _kind(names: set[str], calls: list[_Call], machine_map: MachineMap) -> str:
     if not names:
         return "boot"
-    if names & set(_SNP_CALLS):
+    if names & set(SNP_CALLS):
         return "snp"
     if names <= set(_DMAP_CALLS):
         return "dmap"

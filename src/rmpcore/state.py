@@ -253,6 +253,13 @@ def _entry_runs(entries: npt.NDArray[np.void]) -> list[list[object]]:
     return rows
 
 
+def entries_to_json(
+    tables: npt.NDArray[np.void], leaves: npt.NDArray[np.void]
+) -> tuple[list[list[object]], list[list[object]]]:
+    """Table entries and leaves of one window as a recording has them, in the order in which they are given."""
+    return [[row[1], hex(row[2]), hex(row[3])] for row in tables.tolist()], _entry_runs(leaves)
+
+
 def _rmp_runs(rmp: npt.NDArray[np.void]) -> list[list[object]]:
     """RMP entries as [first pfn, count, first low quadword, step, high quadword]."""
     if not len(rmp):
@@ -272,19 +279,20 @@ def state_to_json(state: State) -> dict[str, object]:
     """A state as JSON values, nothing left out: a recorded state of a kernel, with what else a machine has.
 
     Entries are written in runs; offsets are from PAGE_OFFSET, of the high mapping from 0xffffffff80000000."""
-    windows = [[array[array["window"] == window] for window in (0, 1)] for array in (state.tables, state.leaves)]
-    tables = [[[row[1], hex(row[2]), hex(row[3])] for row in part.tolist()] for part in windows[0]]
-    leaves = [_entry_runs(part) for part in windows[1]]
+    (tables, leaves), (high_tables, high_leaves) = (
+        entries_to_json(*(array[array["window"] == window] for array in (state.tables, state.leaves)))
+        for window in (0, 1)
+    )
     return {
         "root": hex(state.root),
         "pfn_mapped": [list(pair) for pair in state.mapped],
         "max_pfn_mapped": state.max_pfn_mapped,
         "kernel_set_to_readonly": int(state.kernel_readonly),
         "counters": {name: state.counters[name] for name in COUNTERS},
-        "tables": tables[0],
-        "leaves": leaves[0],
-        "high_tables": tables[1],
-        "high_leaves": leaves[1],
+        "tables": tables,
+        "leaves": leaves,
+        "high_tables": high_tables,
+        "high_leaves": high_leaves,
         "rmp": _rmp_runs(state.rmp),
         "inject": [list(pair) for pair in state.inject],
         "addresses": [[hex(pfn), high] for pfn, high in state.addresses],

@@ -1,0 +1,2 @@
+/* For the core's headers inside the kernel, which is built without the compiler's own. */
+#include <linux/types.h>

@@ -1,0 +1,3 @@
+/* For the core's headers inside the kernel, which is built without the compiler's own. */
+#include <linux/stddef.h>
+#include <linux/types.h>
