@@ -22,7 +22,6 @@ from rmpcore.whole_file import WholeFile
 
 SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports")
 """Where kernels come from: together they have 6.1, 6.12 and what is newer."""
-_MIRROR = "http://deb.debian.org/debian"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _LISTS_LIVE = 24 * 3600.0
 _FETCH_SECONDS = 900.0
@@ -80,6 +79,17 @@ def _is_of(release: str, version: str) -> bool:
     return release == version or (release.startswith(version) and not release[len(version)].isalnum())
 
 
+def _mirror() -> str:
+    """The mirror of Debian that this machine's own apt uses."""
+    question = ("indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Label: Debian")
+    mirrors = output_of([program("apt-get"), *question], 60).split()
+    if not mirrors:
+        raise KernelError(
+            "this machine's apt knows no mirror of Debian, or apt-get update was never run: name a kernel image by file"
+        )
+    return min(mirrors)
+
+
 class Archive:
     """Debian's archive, by apt, with a configuration and lists of its own."""
 
@@ -91,8 +101,9 @@ class Archive:
             raise KernelError(f"{_KEYRING} is not there: install the package debian-archive-keyring")
         sources = folder / "sources.list"
         with WholeFile(sources) as whole:
+            mirror = _mirror()
             for suite in SUITES:
-                whole.file.write(f"deb [arch=amd64 signed-by={_KEYRING}] {_MIRROR} {suite} main\n".encode())
+                whole.file.write(f"deb [arch=amd64 signed-by={_KEYRING}] {mirror} {suite} main\n".encode())
         settings = {
             "APT::Architecture": "amd64",
             "APT::Sandbox::User": "root",
