@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from rmpcore import cli, start
-from rmpcore.conform import CALLS
 from rmpcore.inputs import load_map
 from rmpcore.machine import BACKENDS, Machine, MachineLike
 from rmpcore.ops import RESULT_DTYPE, Op, OpCode, Result, make_op, pack_ops
+from rmpcore.recorded_calls import CALLS
 from rmpcore.replay import lockstep
 from rmpcore.state import COUNTERS, ENTRY_DTYPE, RMP_DTYPE, State, state_from_json, state_to_json
 
@@ -685,9 +685,10 @@ def test_conform_fails_with_the_first_differences(rmpcore_: Run, tmp_path: Path,
         f"[frame 0x200 P A D PSE G NX], {backend} 0x80000000002001e3 [frame 0x200 P RW A D PSE G NX]"
     )
     assert lines[11] == "    and 500 more differences"
-    assert lines[12].startswith("FAIL  ")
-    assert lines[13] == "    not implemented: _set_memory_wt, set_memory_blue"
-    assert len(lines) == 14
+    assert lines[12] == "    510 about flag RW (direct-map §5, §7)"
+    assert lines[13].startswith("FAIL  ")
+    assert lines[14] == "    not implemented: _set_memory_wt, set_memory_blue"
+    assert len(lines) == 15
 
 
 def test_conform_as_json_and_with_a_bad_file(rmpcore_: Run, tmp_path: Path, backend: str) -> None:

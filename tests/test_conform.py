@@ -14,6 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmpcore.conform import SHOWN, Conformance, conform
+from rmpcore.oracle.cpa import ChangePageAttributes
+from rmpcore.oracle.policy import DirectMapCalls
+from rmpcore.oracle.profile import Kernel
+from rmpcore.oracle.rmp_insn import SnpInstructions
 from rmpcore.recording import RecordingError
 
 GOLDEN = Path(__file__).parent / "data/golden"
@@ -351,6 +355,66 @@ def test_malformed_recordings_are_refused(tmp_path: Path, what: str, backend: st
     assert "\n" not in text
     if reason is not None:
         assert text == f"{tmp_path / 'r.json'}: {reason}"
+
+
+BROKEN: dict[str, tuple[str, type, str, object, str]] = {
+    "D stays where RW goes": (
+        "6.12_pc-1g_dmap",
+        Kernel,
+        "dirty_leaves_with_rw",
+        property(lambda self: False),
+        "flag D (direct-map §7: goes with RW from 6.6 on)",
+    ),
+    "a split is not counted": (
+        "6.12_pc-1g_dmap",
+        ChangePageAttributes,
+        "_count_split",
+        lambda self, virtual, level: None,
+        "the kernel's counts of leaves (direct-map §2.1.5, §4.4d, §8.4)",
+    ),
+    "nothing is collapsed": (
+        "7.3_pc-1g_cpa",
+        Kernel,
+        "collapses",
+        property(lambda self: False),
+        "what is split or collapsed (direct-map §4.3, §4.4, §8)",
+    ),
+    "PSMASH always succeeds": (
+        "6.12_pc-4g_snp",
+        SnpInstructions,
+        "_psmash",
+        lambda self, table, pa, guest: 0,
+        "the code of PSMASH (rmp §2.3)",
+    ),
+    "rmpupdate() splits nothing": (
+        "7.3_pc-8g_snp",
+        DirectMapCalls,
+        "adjust_direct_map",
+        lambda self, pfn, level: 0,
+        "what is split or collapsed (direct-map §4.3, §4.4, §8)",
+    ),
+}
+"""A rule of the oracle, broken: the recording that shows it, the class and attribute, what stands in, the subject."""
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_rule_is_named(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    name, owner, attribute, instead, subject = BROKEN[what]
+    assert hasattr(owner, attribute)
+    monkeypatch.setattr(owner, attribute, instead)
+    result = conform(GOLDEN / f"{name}.json", "oracle")
+    assert not result.passed
+    assert subject in result.subjects
+    assert sum(result.subjects.values()) == result.different
+
+
+@pytest.mark.parametrize("what", [*BOOT_CHANGES, *CALL_CHANGES])
+def test_every_difference_has_a_subject(tmp_path: Path, what: str, backend: str) -> None:
+    name, change, _ = CALL_CHANGES[what] if what in CALL_CHANGES else ("6.1_pc-1g_boot", *BOOT_CHANGES[what])
+    value = recording(name)
+    change(value)
+    result = run(tmp_path, value, backend)
+    assert sum(result.subjects.values()) == result.different > 0
 
 
 def test_truncated_recording_is_refused_with_its_position(tmp_path: Path) -> None:

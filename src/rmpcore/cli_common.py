@@ -156,3 +156,5 @@ def print_conformance(result: Conformance) -> None:
         click.echo(f"    {line}")
     if result.different > len(result.differences):
         click.echo(f"    and {result.different - len(result.differences):,} more differences")
+    for subject, number in sorted(result.subjects.items(), key=lambda item: -item[1]):
+        click.echo(f"    {number:,} about {subject}")

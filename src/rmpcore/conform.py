@@ -10,55 +10,23 @@ entries.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import repeat, zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from rmpcore import rule_names
 from rmpcore.inputs import Node, parse_json, read_text, recording_map
 from rmpcore.machine import Machine, MachineError, MachineLike
 from rmpcore.maps import HIGH_BASE, U64_MAX, MachineMap
 from rmpcore.ops import EventKind, Kind, Op, OpError, ResultFlag, make_op
+from rmpcore.recorded_calls import CALLS, DMAP_CALLS, SNP_CALLS
 from rmpcore.recording import PAGE_COUNTS, RecordingError, recorded_state
 from rmpcore.state import State, diff_entries
 
-_RANGE = ("pfn", "pages")
-_DMAP_CALLS = {
-    "set_memory_4k": _RANGE,
-    "set_direct_map_invalid_noflush": ("pfn",),
-    "set_direct_map_default_noflush": ("pfn",),
-    "set_direct_map_valid_noflush": ("pfn", "pages", "valid"),
-}
-SNP_CALLS = {
-    "rmp_make_private": ("pfn", "gpa", "level", "asid", "immutable"),
-    "rmp_make_shared": ("pfn", "level"),
-    "psmash": ("pfn",),
-    "snp_lookup_rmpentry": ("pfn",),
-}
-_CPA_CALLS = dict.fromkeys(
-    (
-        "set_memory_ro",
-        "set_memory_rw",
-        "set_memory_rox",
-        "set_memory_nx",
-        "set_memory_x",
-        "set_memory_np",
-        "set_memory_p",
-        "set_memory_np_noalias",
-        "set_memory_global",
-        "set_memory_nonglobal",
-        "_set_memory_uc",
-        "_set_memory_wc",
-        "_set_memory_wb",
-        "set_memory_encrypted",
-        "set_memory_decrypted",
-    ),
-    _RANGE,
-)
-CALLS = _DMAP_CALLS | SNP_CALLS | _CPA_CALLS
-"""Recorded calls that the machines implement, and what their arguments are, in order."""
 SHOWN = 10
 """Differences that are kept in words; the others are only counted."""
 
@@ -87,6 +55,7 @@ class _Instruction(NamedTuple):
 
 @dataclass(frozen=True)
 class _Call:
+    name: str
     place: str
     op: Op
     injected: tuple[int, ...]
@@ -112,6 +81,8 @@ class Conformance:
     """The first of them in words."""
     different: int = 0
     """How many there are."""
+    subjects: dict[str, int] = field(default_factory=dict)
+    """What they are about, with the section of the rule, and how many are."""
     not_implemented: tuple[str, ...] = ()
     """Recorded calls that the machines cannot do; the recording then fails."""
 
@@ -122,15 +93,17 @@ class Conformance:
     def count(self, what: str, number: int = 1) -> None:
         self.compared[what] = self.compared.get(what, 0) + number
 
-    def differ(self, text: str) -> None:
+    def differ(self, text: str, subject: str | None = None) -> None:
         self.different += 1
+        if subject is not None:
+            self.subjects[subject] = self.subjects.get(subject, 0) + 1
         if len(self.differences) < SHOWN:
             self.differences.append(text)
 
-    def check(self, what: str, place: str, recorded: object, ours: object) -> None:
+    def check(self, what: str, place: str, recorded: object, ours: object, subject: str) -> None:
         self.count(what)
         if recorded != ours:
-            self.differ(f"{place}: recorded {recorded}, {self.backend} {ours}")
+            self.differ(f"{place}: recorded {recorded}, {self.backend} {ours}", subject)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -168,6 +141,7 @@ def _read_call(node: Node) -> _Call:
         node["args"].fail(str(e))
     injected, insns = node.get("injected"), node.get("insns")
     return _Call(
+        name=name,
         place=f"{node.place} {op}",
         op=op,
         injected=tuple(code.integer(0, 255) for code in injected.items()) if injected is not None else (),
@@ -186,16 +160,18 @@ def _compare_entries(
     place: str,
     recorded: npt.NDArray[np.void],
     ours: npt.NDArray[np.void],
+    subjects: Iterable[str],
     mask: int = U64_MAX,
 ) -> None:
+    """``subjects``: what each difference is about, in order; looked at only if there are any."""
     result.count(what, len(recorded))
     keys = ("window", "level", "offset")
     if len(recorded) == len(ours) and all(np.array_equal(recorded[key], ours[key]) for key in keys):
         bits = np.uint64(mask)
         if np.array_equal(recorded["raw"] & bits, ours["raw"] & bits):
             return
-    for line in diff_entries(recorded, ours, "recorded", result.backend, mask):
-        result.differ(f"{place}: {line}")
+    for line, subject in zip(diff_entries(recorded, ours, "recorded", result.backend, mask), subjects, strict=False):
+        result.differ(f"{place}: {line}", subject)
 
 
 def _compare_states(result: Conformance, node: Node, recorded: State, machine: MachineLike, ignore: int = 0) -> None:
@@ -205,15 +181,23 @@ def _compare_states(result: Conformance, node: Node, recorded: State, machine: M
     if node.get("high_leaves") is None:
         tables, leaves = tables[tables["window"] == 0], leaves[leaves["window"] == 0]
     place = node.place
-    _compare_entries(result, "leaves", place, recorded.leaves, leaves)
+    about = rule_names.of_leaves(recorded.leaves, leaves, boot=bool(ignore))
+    _compare_entries(result, "leaves", place, recorded.leaves, leaves, about)
     # The C-bit lies among the address bits and is a flag all the same (direct-map §1).
     mask = U64_MAX & ~(_ADDRESS_BITS & ~machine.map.c_bit) & ~ignore
-    _compare_entries(result, "tables", place, recorded.tables, tables, mask)
+    _compare_entries(result, "tables", place, recorded.tables, tables, repeat(rule_names.TABLES), mask)
     for name in PAGE_COUNTS:
-        result.check("counts", f"{place}: {name}", recorded.counters[name], ours.counters[name])
-    result.check("ranges", f"{place}: pfn_mapped", recorded.mapped, ours.mapped)
-    for name in ("max_pfn_mapped", "kernel_readonly"):
-        result.check("values", f"{place}: {name}", getattr(recorded, name), getattr(ours, name))
+        result.check("counts", f"{place}: {name}", recorded.counters[name], ours.counters[name], rule_names.COUNTS)
+    result.check("ranges", f"{place}: pfn_mapped", recorded.mapped, ours.mapped, rule_names.RANGES)
+    for name, subject in (("max_pfn_mapped", rule_names.RANGES), ("kernel_readonly", rule_names.READONLY)):
+        result.check("values", f"{place}: {name}", getattr(recorded, name), getattr(ours, name), subject)
+
+
+def _about_instruction(call: str, recorded: _Instruction | None, ours: _Instruction | None) -> str:
+    """What a difference of two instructions is about: the code alone, or which one it is and its input."""
+    if recorded is None or ours is None or recorded[:-1] != ours[:-1]:
+        return rule_names.of_instructions(call)
+    return rule_names.CODES[EventKind(recorded.kind).name]
 
 
 def _replay(result: Conformance, machine: MachineLike, call: _Call, counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -221,13 +205,15 @@ def _replay(result: Conformance, machine: MachineLike, call: _Call, counts: tupl
     for code in call.injected:
         machine.apply(make_op("inject", code=code))
     outcome = machine.apply(call.op)
+    returns = rule_names.of_return(call.name)
     if outcome.kind != Kind.KERNEL:
-        result.differ(f"{call.place}: recorded return {call.ret[0]}, {result.backend} {Kind(outcome.kind).name}")
+        kind = Kind(outcome.kind).name
+        result.differ(f"{call.place}: recorded return {call.ret[0]}, {result.backend} {kind}", returns)
     ours: tuple[int, ...] = (outcome.ret,)
     if len(call.ret) == 3 and call.ret[0] == 0:
         ours += (int(bool(outcome.flags & ResultFlag.ASSIGNED)), outcome.level)
     # Where the look-up failed, the other two are what the caller's memory held before.
-    result.check("returns", f"{call.place}: return", call.ret[: len(ours)], ours)
+    result.check("returns", f"{call.place}: return", call.ret[: len(ours)], ours, returns)
 
     executed, tables_changed = [], False
     for kind, _, _, code, a, b, c in machine.take_events().tolist():
@@ -236,17 +222,19 @@ def _replay(result: Conformance, machine: MachineLike, call: _Call, counts: tupl
             executed.append(_Instruction(kind, a, low, high, code))
         else:
             tables_changed = True
-    for i, pair in enumerate(zip_longest(call.instructions, executed), 1):
-        result.check("instructions", f"{call.place}: instruction {i}", *map(str, pair))
+    for i, (theirs, mine) in enumerate(zip_longest(call.instructions, executed), 1):
+        subject = _about_instruction(call.name, theirs, mine)
+        result.check("instructions", f"{call.place}: instruction {i}", str(theirs), str(mine), subject)
+    if call.injected and machine.state().inject:
+        text = f"{call.place}: {result.backend} executed fewer instructions than codes were injected"
+        result.differ(text, rule_names.of_instructions(call.name))
 
-    # A whole state is costly to read.  Page counts move with splits only, which are events (direct-map §4.4), so
-    # they are read after those, and wherever the recording has other figures than we had before.
-    if tables_changed or call.injected or call.page_counts != counts:
-        state = machine.state()
-        counts = tuple(state.counters[name] for name in PAGE_COUNTS)
-        if state.inject:
-            result.differ(f"{call.place}: {result.backend} executed fewer instructions than codes were injected")
-    result.check("counts", f"{call.place}: page counts", call.page_counts, counts)
+    # Page counts move with splits only, which are events (direct-map §4.4), so they are read after those, and wherever
+    # the recording has other figures than we had before.
+    if tables_changed or call.page_counts != counts:
+        found = machine.counters()
+        counts = tuple(found[name] for name in PAGE_COUNTS)
+    result.check("counts", f"{call.place}: page counts", call.page_counts, counts, rule_names.COUNTS)
     return counts
 
 
@@ -265,7 +253,7 @@ def _kind(names: set[str], calls: list[_Call], machine_map: MachineMap) -> str:
         return "boot"
     if names & set(SNP_CALLS):
         return "snp"
-    if names <= set(_DMAP_CALLS):
+    if names <= set(DMAP_CALLS):
         return "dmap"
     if any(_touches_image(call.op, machine_map) for call in calls):
         return "kimg"

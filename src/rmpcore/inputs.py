@@ -33,6 +33,7 @@ from rmpcore.maps import (
     MapError,
     SegmentedRmp,
 )
+from rmpcore.recorded_calls import SNP_CALLS
 
 MAX_FILE = 1 << 28
 """No map, log or recording is longer than this (256 MiB); what is longer is another kind of file."""
@@ -70,7 +71,6 @@ _LOG_MARK = "BIOS-e820:"
 _LOG_ROW = re.compile(r"BIOS-e820:\s*\[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]\s+(\S.*?)\s*$")
 _LOG_GAP = re.compile(r"BIOS-e820:\s*\[gap ")
 _IOMEM_ROW = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*\S)\s*$")
-_SNP_CALLS = ("rmp_make_private", "rmp_make_shared", "psmash", "snp_lookup_rmpentry")
 
 
 class Node:
@@ -556,7 +556,7 @@ def recording_map(node: Node, rmp: bool = False) -> MachineMap:
     }
     if modes is not None:
         options["cachemodes"] = _cachemodes(modes)
-    if calls is not None and any(call["fn"].text() in _SNP_CALLS for call in calls.items()):
+    if calls is not None and any(call["fn"].text() in SNP_CALLS for call in calls.items()):
         rmp = True
     if rmp:
         # FORMAT: the RMP covered frames 0 to max_pfn inclusive and lay outside the guest's memory.

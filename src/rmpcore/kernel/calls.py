@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-from rmpcore.conform import CALLS, SNP_CALLS
 from rmpcore.kernel.errors import KernelError
 from rmpcore.kernel.session import Session, call_arguments
 from rmpcore.kernel.snp import HARDWARE
 from rmpcore.machine import Machine, MachineLike
 from rmpcore.maps import HIGH_BASE
 from rmpcore.ops import CODE_NAMES, Kind, Op, OpCode, make_op
+from rmpcore.recorded_calls import CALLS, SNP_CALLS
 from rmpcore.trace import Trace
 
 _PAGES_2M, _PAGES_1G = 1 << 9, 1 << 18

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from rmpcore.conform import CALLS, SNP_CALLS
 from rmpcore.inputs import Node, parse_json, recording_map
 from rmpcore.kernel.debugger import Debugger
 from rmpcore.kernel.errors import KernelError
@@ -23,6 +22,7 @@ from rmpcore.kernel.symbols import symbols_of
 from rmpcore.kernel.tables import read_mappings
 from rmpcore.maps import CACHEMODES_PAT, HIGH_BASE, MachineMap
 from rmpcore.ops import BY_CODE, Op, OpCode
+from rmpcore.recorded_calls import CALLS, SNP_CALLS
 from rmpcore.recording import RecordingError, recorded_state
 
 _BOOT_SECONDS = 180.0
@@ -44,6 +44,7 @@ _NAMES = (
 _REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 _ARRAY_FLAVOURS = "only calls on a range of pages of the direct map can be made"
 _U64 = (1 << 64) - 1
+_P, _RW, _D, _FRAME = 1 << 0, 1 << 1, 1 << 6, 0x000F_FFFF_FFFF_F000
 _GFP_KERNEL = 0xCC0
 
 
@@ -253,10 +254,28 @@ class Session:
             self._snp = ModelHost(self._debugger, self.symbols, self.call, self.map)
         self._debugger.stop_at([self._home, *self._snp.sites])
 
-    def begin(self) -> None:
-        """Take the state before the calls."""
+    def _take_before(self) -> None:
         self.recording["before"] = self._state()
         self.before = recorded_state(self._node()["before"], self.map)
+
+    def _set_dirty(self) -> bool:
+        """Set D in leaves that may be written and lack it.  The CPU does so when the kernel next uses the page, which
+        may be amid the calls: a loaded module's start code leaves such pages behind.  True: something was set."""
+        leaves, tables = (rows[rows["window"] == 0].tolist() for rows in (self.before.leaves, self.before.tables))
+        frames = {(level, offset): raw & _FRAME for _, level, offset, raw in tables}
+        clean = [row for row in leaves if row[3] & (_P | _RW | _D) == _P | _RW]
+        for _, level, offset, raw in clean:
+            shift = 3 + 9 * level
+            table = frames[level + 1, offset >> shift + 9 << shift + 9]
+            entry = self.page_offset + table + 8 * (offset >> shift & 511)
+            self._debugger.write(entry, (raw | _D).to_bytes(8, "little"))
+        return bool(clean)
+
+    def begin(self) -> None:
+        """Take the state before the calls."""
+        self._take_before()
+        if self._set_dirty():
+            self._take_before()
         if self._snp is not None:
             self._snp.start(self.before)
 
