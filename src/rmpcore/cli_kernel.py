@@ -23,9 +23,9 @@ from rmpcore.trace import read_trace
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-KERNELS = ("6.12", "7.3")
+KERNELS = ("6.12", "7")
 """What is checked where nothing else is said: the table before it had segments, and after."""
-_KERNEL_HELP = "Version (6.12, 6.12.95+deb12-amd64), fetched from Debian if it is not in the cache; or a vmlinuz."
+_KERNEL_HELP = "Version (7, 6.12, 6.12.95+deb12-amd64), fetched from Debian if it is not in the cache; or a vmlinuz."
 
 _MACHINE = (
     click.option("--memory", default="4G", show_default=True, metavar="SIZE", help="The guest's memory, as 3333M, 4G."),

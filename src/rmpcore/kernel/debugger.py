@@ -80,7 +80,7 @@ class Debugger:
         self._answers = self._connection.makefile("r", encoding="utf-8")
         while not self._guest.debug_socket.exists():
             if not self._guest.running or time.monotonic() > end:
-                raise self._guest.error("QEMU did not start")
+                raise self._guest.ended() or self._guest.error("QEMU did not start")
             time.sleep(0.02)
         self._ask(_QUICK, do="connect", path=str(self._guest.debug_socket))
 
@@ -105,11 +105,9 @@ class Debugger:
             raise self._guest.error(f"the guest did not come back within {seconds:.0f} s") from None
         except OSError:
             line = ""
-        if not line:
-            raise self._guest.error("the debugger is gone")
-        answer = json.loads(line)
+        answer = json.loads(line) if line else {"error": "is gone"}
         if "error" in answer:
-            raise self._guest.error(f"gdb: {answer['error']}")
+            raise self._guest.ended() or self._guest.error(f"gdb: {answer['error']}")
         return answer["is"]
 
     def stop_at(self, addresses: Iterable[int]) -> None:
@@ -120,8 +118,7 @@ class Debugger:
         """Set registers, in this order; go on until a breakpoint; give rip, rsp, rax, rcx and rdx."""
         stop = self._ask(seconds, do="run", set=list((registers or {}).items()), get=_REGISTERS)
         if stop is None:
-            time.sleep(0.2)  # the console's last lines are still on their way
-            raise self._guest.error("the guest ended (a panic, or a reset)")
+            raise self._guest.ended() or self._guest.error("gdb: the guest is gone")
         found: dict[str, int] = stop
         return found
 

@@ -21,7 +21,9 @@ CPU = "EPYC,-svm"
 _ALWAYS = "console=ttyS0 nokaslr panic=-1 loglevel=5"
 """nokaslr: symbols are where they were; panic=-1: a panic ends the guest at once (QEMU runs with -no-reboot)."""
 _MEMORY = re.compile(r"[1-9][0-9]{0,5}[MG]")
-_SHOWN = 12
+_SHOWN = 24
+_LAST_WORDS = 2.0
+"""Seconds for QEMU to end after it has left the debugger."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,14 @@ class Guest:
     def error(self, reason: str) -> GuestError:
         """What to raise when the guest did not do what it has to."""
         return GuestError(reason, self.console())
+
+    def ended(self) -> GuestError | None:
+        """What to raise when the debugger has lost it; None: it still runs."""
+        try:
+            status = self._process.wait(_LAST_WORDS) if self._process is not None else 0
+        except subprocess.TimeoutExpired:
+            return None
+        return self.error("the guest ended: a panic or a reset" if status == 0 else f"QEMU ended with status {status}")
 
     def wait(self, seconds: float) -> None:
         """Wait until it has switched itself off.  Raises GuestError if it does not."""

@@ -29,7 +29,7 @@ _FETCH_SECONDS = 900.0
 # The boot protocol's header (Documentation/arch/x86/boot.rst): a signature at 0x202, and at 0x20e where the text of
 # the version stands, less 0x200.
 _SIGNATURE_AT, _SIGNATURE, _TEXT_AT = 0x202, b"HdrS", 0x20E
-_RELEASE = re.compile(rb"\d+\.\d+[!-~]*")
+_RELEASE = re.compile(rb"\d+\.\d+[!-.0-~]*")
 _PACKAGE = re.compile(r"linux-(image|binary)-(\d+\.\d+\.\d+[a-z0-9+.~-]*-amd64)")
 _IMAGE_FILE = re.compile(r"(\./)?(boot/vmlinuz-[^/]+|usr/lib/modules/[^/]+/vmlinuz)")
 
@@ -146,7 +146,8 @@ class Archive:
 
 def _unpack_image(package: Path, target: Path) -> None:
     """Take the image out of a package."""
-    reader = subprocess.Popen([program("dpkg-deb"), "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
+    command = [program("dpkg-deb"), "--fsys-tarfile", str(package)]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         with tarfile.open(fileobj=reader.stdout, mode="r|") as files:
             for member in files:
@@ -184,13 +185,13 @@ def _fetch(version: str, folder: Path) -> Path:
 
 
 def find_image(what: str) -> Image:
-    """The kernel image that ``what`` names: a file, or a version as 6.12 or 6.12.95+deb12-amd64.
+    """The kernel image that ``what`` names: a file, or a version as 7, 6.12 or 6.12.95+deb12-amd64.
 
     Of several kernels of a version it is the newest in the cache folder; if there is none, the newest in Debian's
     archive is fetched into it."""
     if os.path.sep in what or os.path.exists(what):
         return read_image(what)
-    if re.fullmatch(r"\d+\.\d+[A-Za-z0-9+.~-]*", what) is None:
+    if re.fullmatch(r"\d+(\.\d+[A-Za-z0-9+.~-]*)?", what) is None:
         raise KernelError(f"{what[:60]}: is neither a file nor a version as 6.12")
     folder = cache_folder() / "images"
     folder.mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ _BOOT_SECONDS = 180.0
 _CALL_SECONDS = 60.0
 _SCRIPT = "while true; do sync; done\n"
 _MODULE_SCRIPT = (
-    "insmod /rmpcore.ko || exit 1\nsync\ngrep '^# [RP]' /proc/rmpcore/log > /dev/ttyS1\necho end > /dev/ttyS1\n"
+    "insmod /rmpcore.ko || poweroff -f\nsync\ngrep '^# [RP]' /proc/rmpcore/log > /dev/ttyS1\necho end > /dev/ttyS1\n"
     + _SCRIPT
 )
 """The module's log lists each instruction that it did on a line of its own: "# RMPUPDATE ..." """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -63,12 +64,13 @@ def _ask(image: Image) -> str:
 
 
 def symbols_of(image: Image) -> Symbols:
-    """The symbols of a kernel: kept ones, or else it is booted and asked."""
+    """The symbols of a kernel: kept ones if they are whole, or else it is booted and asked."""
     folder = cache_folder() / "symbols"
     folder.mkdir(exist_ok=True)
     kept: Path = folder / f"{image.digest}.txt"
     if kept.exists():
-        return Symbols(kept.read_text(encoding="utf-8"), image.release)
+        with suppress(KernelError):
+            return Symbols(kept.read_text(encoding="utf-8", errors="replace"), image.release)
     text = _ask(image)
     symbols = Symbols(text, image.release)
     with WholeFile(kept) as whole:
