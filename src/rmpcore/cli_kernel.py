@@ -102,6 +102,15 @@ def _module(path: str | None) -> bytes | None:
         raise KernelError(f"{path}: {e.strerror}") from None
 
 
+def _folder(path: str) -> Path:
+    """A folder for recordings, made if it is not there."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise KernelError(f"{path}: {e.strerror}") from None
+    return Path(path)
+
+
 def _summary(recording: dict[str, Any], seconds: float) -> Iterator[tuple[str, str]]:
     counts = [state["page_counts"] for name in ("boot", "before", "after") if (state := recording.get(name))]
     calls = recording.get("calls", [])
@@ -168,8 +177,7 @@ def check(
     with _guests(), ExitStack() as stack:
         module, layout = _module(module_path), _layout(**machine)
         found = [*map(find_image, versions or (() if images else KERNELS)), *map(read_image, images)]
-        folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="rmpcore-")))
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _folder(keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="rmpcore-")))
         for one in found:
             source = _source(calls, seed, ops_path, module)
             with Bar(source.count, one.release) as bar:
@@ -194,9 +202,13 @@ def fuzz(versions: tuple[str, ...], rounds: int, calls: int, seed: int, first: i
     """Record random calls on one kernel and machine after the other; keep what a model does otherwise, made small."""
     differing, made, began = 0, 0, time.monotonic()
     with _guests():
+        _folder(folder)
         images = [find_image(version) for version in versions or KERNELS]
         for number in range(first, first + rounds):
-            done = run_round(number, images, seed, calls, Path(folder), click.echo)
+            try:
+                done = run_round(number, images, seed, calls, Path(folder), click.echo)
+            except GuestError as e:
+                raise GuestError(f"round {number}: {e}", e.console) from None
             made += done.calls
             verdict = "FAIL" if done.kept is not None else "PASS"
             compared = sum(sum(result.compared.values()) for result in done.results)

@@ -24,6 +24,8 @@ from rmpcore.trace import Trace
 
 _PAGES_2M, _PAGES_1G = 1 << 9, 1 << 18
 _U64 = (1 << 64) - 1
+_MAX_CODE, _MAX_CODES = 255, 4096
+"""The highest code that a recording can hold, and as many as one call may execute instructions."""
 
 TAKES_AWAY = frozenset(
     {
@@ -74,11 +76,12 @@ class Foresight:
             session.map, kernel=session.image.release, hardware=HARDWARE, state=session.before
         )
 
-    def returns(self, wanted: Wanted) -> bool:
-        """Whether the kernel's function returns; from then on the model counts the call as made."""
-        for code in wanted.injected:
-            self._machine.apply(make_op("inject", code=code))
-        return self._machine.apply(wanted.op).kind == Kind.KERNEL
+    def outcome(self, wanted: Wanted) -> Kind:
+        """KERNEL: the kernel's function returns; from then on the model counts the call as made.  HANG: it never does.
+        REFUSED: the model cannot do it, or not with these codes."""
+        forced = [self._machine.apply(make_op("inject", code=code)) for code in wanted.injected]
+        kinds = {Kind(result.kind) for result in forced} | {Kind.KERNEL}
+        return Kind.REFUSED if kinds != {Kind.KERNEL} else Kind(self._machine.apply(wanted.op).kind)
 
 
 def _claimed(op: Op) -> tuple[int, int] | None:
@@ -128,8 +131,11 @@ class ListedCalls:
     def calls(self, session: Session) -> Iterator[Wanted]:
         foresight = Foresight(session)
         for wanted in self._wanted:
-            if not foresight.returns(wanted):
+            outcome = foresight.outcome(wanted)
+            if outcome == Kind.HANG:
                 raise KernelError(f"{wanted.place}{wanted.op}: the kernel would never return from it")
+            if outcome != Kind.KERNEL:
+                raise KernelError(f"{wanted.place}{wanted.op}: the model of {session.image.release} cannot do it")
             yield wanted
 
 
@@ -140,6 +146,8 @@ def calls_of(trace: Trace) -> ListedCalls:
     for index in range(len(trace)):
         op, place = trace.op(index), f"{trace.place(index)}: "
         if op.op == OpCode.inject:
+            if op.id > _MAX_CODE or len(codes) + op.count > _MAX_CODES:
+                raise KernelError(f"{place}{op}: codes are at most {_MAX_CODE}, and {_MAX_CODES} of them for a call")
             codes += [op.id] * op.count
             continue
         try:
@@ -251,7 +259,7 @@ class SafeCalls:
         foresight = Foresight(session)
         while len(self.made) < self._count:
             wanted = self._snp() if session.has_snp and self._rng.random() < 0.5 else self._attributes()
-            if foresight.returns(wanted):
+            if foresight.outcome(wanted) == Kind.KERNEL:
                 self.made.append(wanted)
                 yield wanted
 

@@ -63,7 +63,8 @@ class Debugger:
             listener.listen(1)
             listener.settimeout(0.2)
             self._process = subprocess.Popen(
-                [*command, "-x", str(_AGENT)],
+                # strict: a gdb without Python then says so, instead of reading the script as gdb's own commands
+                [*command, "-ex", "set script-extension strict", "-x", str(_AGENT)],
                 env={**os.environ, "RMPCORE_DEBUGGER": self._path},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -105,7 +106,8 @@ class Debugger:
             raise self._guest.error(f"the guest did not come back within {seconds:.0f} s") from None
         except OSError:
             line = ""
-        answer = json.loads(line) if line else {"error": "is gone"}
+        # gdb may have gone in the midst of a line
+        answer = json.loads(line) if line.endswith("\n") else {"error": "is gone"}
         if "error" in answer:
             raise self._guest.ended() or self._guest.error(f"gdb: {answer['error']}")
         return answer["is"]

@@ -93,7 +93,7 @@ def _serve() -> None:
                 request = json.loads(line)
                 try:
                     answer = {"is": _DO[request["do"]](request)}
-                except gdb.error as e:
+                except (gdb.error, gdb.GdbError) as e:  # the second is none of the first
                     answer = {"error": " ".join(str(e).split())}
                 stream.write(json.dumps(answer) + "\n")
                 stream.flush()

@@ -61,7 +61,7 @@ class Guest:
         files: Mapping[str, bytes] | None = None,
         debug: bool = False,
     ) -> None:
-        self._qemu = program("qemu-system-x86_64")
+        self._qemu, setpriv = program("qemu-system-x86_64"), program("setpriv")
         archive = initramfs(script, files)
         self._folder = tempfile.TemporaryDirectory(prefix="rmpcore-")
         folder = Path(self._folder.name)
@@ -70,7 +70,8 @@ class Guest:
         """Where a debugger finds QEMU, if ``debug``; the guest then waits for it before its first instruction."""
         self._console, self._errors, disk = folder / "console", folder / "errors", folder / "initramfs"
         disk.write_bytes(archive)
-        command = [program("setpriv"), "--pdeathsig", "KILL", "--", self._qemu, "-nodefaults", "-no-user-config"]
+        self.port.touch()  # QEMU may end before it makes it
+        command = [setpriv, "--pdeathsig", "KILL", "--", self._qemu, "-nodefaults", "-no-user-config"]
         command += ["-accel", "tcg", "-cpu", layout.cpu, "-m", layout.memory, *layout.qemu]
         command += ["-display", "none", "-no-reboot", "-kernel", str(image.path), "-initrd", str(disk)]
         command += ["-serial", f"file:{self._console}", "-serial", f"file:{self.port}"]

@@ -29,10 +29,11 @@ _BOOT_SECONDS = 180.0
 _CALL_SECONDS = 60.0
 _SCRIPT = "while true; do sync; done\n"
 _MODULE_SCRIPT = (
-    "insmod /rmpcore.ko || poweroff -f\nsync\ngrep '^# [RP]' /proc/rmpcore/log > /dev/ttyS1\necho end > /dev/ttyS1\n"
+    "insmod /rmpcore.ko || poweroff -nf\nsync\ngrep '^# [RP]' /proc/rmpcore/log > /dev/ttyS1\necho end > /dev/ttyS1\n"
     + _SCRIPT
 )
-"""The module's log lists each instruction that it did on a line of its own: "# RMPUPDATE ..." """
+"""The module's log lists each instruction that it did on a line of its own: "# RMPUPDATE ..."
+Where it does not load, that is the last that the guest says; -n: without a sync."""
 _STACK_ROOM = 0x200
 """Bytes of the stopped process's stack that stay as they are."""
 _STRUCT_PAGE = 64

@@ -39,8 +39,8 @@ _SEGMENT_SHIFT = 52
 _CODES_AT_ONCE = 4096
 """Instructions that one call may execute.  rmpupdate() repeats for ever what fails with FAIL_OVERLAP."""
 
-_LOGGED = re.compile(r"# (RMPUPDATE|PSMASH|RMPREAD) pa=(0x[0-9a-f]+).*  = (\d+)")
-"""An instruction in the module's log."""
+_LOGGED = re.compile(r"# (RMPUPDATE|PSMASH|RMPREAD) pa=(0x[0-9a-f]+).*?  = (\d+)(?:.*  \((\d+) times more\))?")
+"""An instruction in the module's log; what the kernel repeats is one line with a count."""
 
 Call = Callable[..., int]
 
@@ -240,7 +240,14 @@ class ModuleHost:
     def complete(calls: list[list[Executed]], log: list[str]) -> list[list[Executed]]:
         """The instructions of each call with the codes that the module's log says they gave."""
         rows = [_LOGGED.match(line) for line in log]
-        codes = iter([(row[1], int(row[2], 16), int(row[3])) for row in rows if row is not None])
+        codes = iter(
+            [
+                (row[1], int(row[2], 16), int(row[3]))
+                for row in rows
+                if row is not None
+                for _ in range(1 + min(int(row[4] or 0), _CODES_AT_ONCE))
+            ]
+        )
         completed: list[list[Executed]] = []
         for call in calls:
             completed.append([])
@@ -251,4 +258,7 @@ class ModuleHost:
                         f"the module logged {name} pa={rax:#x}, and the kernel executed {one.name} pa={one.rax:#x}"
                     )
                 completed[-1].append(replace(one, ret=ret))
+        left = next(codes, None)
+        if left is not None:
+            raise KernelError(f"the module logged {left[0]} pa={left[1]:#x}, which no call executed")
         return completed
