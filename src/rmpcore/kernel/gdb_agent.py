@@ -49,7 +49,12 @@ def _connect(request: dict[str, Any]) -> object:
     return None
 
 
+_stops: list[int] = []
+"""Addresses of the breakpoints."""
+
+
 def _break(request: dict[str, Any]) -> object:
+    _stops[:] = request["at"]
     gdb.execute("delete", to_string=True)
     for address in request["at"]:
         gdb.execute(f"hbreak *{address:#x}", to_string=True)
@@ -60,6 +65,11 @@ def _run(request: dict[str, Any]) -> object:
     """Set registers, go on until a breakpoint, and give registers; null if the guest is gone."""
     for name, value in request["set"]:
         _set(name, value)
+    start = _register("rip")
+    # A step from a breakpoint may end where it began, when the timer of QEMU's CPU cuts in: gdb would take that for the
+    # next time that the breakpoint is met.
+    while start in _stops and gdb.selected_thread() is not None and _register("rip") == start:
+        gdb.execute("stepi", to_string=True)
     gdb.execute("continue", to_string=True)
     if gdb.selected_thread() is None:
         return None
