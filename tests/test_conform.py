@@ -48,7 +48,7 @@ def entries(state: dict[str, Any]) -> int:
 
 
 def test_there_are_recordings_of_all_kinds() -> None:
-    assert len(RECORDINGS) == 32
+    assert len(RECORDINGS) == 33
     assert {name.split("_")[-1] for name in RECORDINGS} == {"boot", "snp", "dmap", "cpa", "giga", "kimg"}
 
 
