@@ -43,7 +43,6 @@ _NAMES = (
 )
 """Addresses that go into a recording; _brk_end is a variable, and its value goes in."""
 _REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
-_ARRAY_FLAVOURS = "only calls on a range of pages of the direct map can be made"
 _U64 = (1 << 64) - 1
 _P, _RW, _D, _FRAME = 1 << 0, 1 << 1, 1 << 6, 0x000F_FFFF_FFFF_F000
 _GFP_KERNEL = 0xCC0
@@ -82,7 +81,7 @@ def call_arguments(op: Op) -> tuple[str, tuple[int, ...]]:
         raise KernelError(f"{op}: is no call that can be made into a running kernel; those are {', '.join(CALLS)}")
     given = {arg.name: arg.find(getattr(op, arg.field)) for arg in spec.args}
     if given.get("high") or given.get("flavour"):
-        raise KernelError(f"{op}: {_ARRAY_FLAVOURS}")
+        raise KernelError(f"{op}: only calls on a range of pages of the direct map can be made")
     return spec.name, tuple(given[name] for name in CALLS[spec.name])
 
 
@@ -124,8 +123,8 @@ class Session:
         stop = self._run_to(self.symbols["init_mem_mapping"])
         e820, memblock = self._e820(), self._memblock()
         self._run_to(self._debugger.integer(stop["rsp"]))
-        levels = 5 if (self.symbols.get("__pgtable_l5_enabled") and self._value("__pgtable_l5_enabled", 4)) else 4
-        self._levels = levels
+        five = self.symbols.get("__pgtable_l5_enabled") is not None and self._value("__pgtable_l5_enabled", 4)
+        self._levels = 5 if five else 4
         self.page_offset = self._value("page_offset_base")
         supported, default = self._value("__supported_pte_mask"), self._value("__default_kernel_pte_mask")
         self.recording: dict[str, object] = {
@@ -134,7 +133,7 @@ class Session:
             "kernel": self.image.release,
             "machine": {
                 "memory": self.layout.memory,
-                "paging_levels": levels,
+                "paging_levels": self._levels,
                 "kernel_cmdline": self.layout.cmdline,
                 "qemu_cpu": self.layout.cpu,
                 "qemu_args": list(self.layout.qemu),
@@ -157,7 +156,7 @@ class Session:
         if tuple(modes[: len(CACHEMODES_PAT)]) != CACHEMODES_PAT:
             self.recording["cachemode2pte"] = [hex(mode) for mode in modes]
         self.recording |= {"e820": e820, "symbols": symbols, "memblock": memblock, "boot": boot}
-        self.map = self._map()
+        self.map: MachineMap = recording_map(self._node(), rmp=True)
 
     def _e820(self) -> list[list[object]]:
         """struct e820_table: a count of 32 bits, then packed rows of address, size, and a type of 32 bits."""
@@ -211,9 +210,6 @@ class Session:
     def _node(self) -> Node:
         """What has been recorded so far, read back as the file will be."""
         return parse_json(json.dumps(self.recording), self.image.release, RecordingError)
-
-    def _map(self) -> MachineMap:
-        return recording_map(self._node(), rmp=True)
 
     # --- calls ---------------------------------------------------------------------------------------------------
 

@@ -154,7 +154,7 @@ class ModelHost:
         put("cc_flags", flags | 1, 1)
 
     def start(self, state: State) -> None:
-        from rmpcore._native import NativeMachine
+        from rmpcore._native import NativeMachine  # only now, so that the command line loads without it
 
         machine = NativeMachine(
             self._map, kernel=self._symbols.source, hardware=HARDWARE, switches=None, policy="upstream", state=state
