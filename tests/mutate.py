@@ -1,9 +1,10 @@
 """Is each rule held by a test?  ``python tests/mutate.py --jobs 2`` breaks one after another.
 
 A mutation is one change of the C core that breaks one rule of docs/direct-map.md (here), docs/rmp.md
-(mutations_rmp.py) or docs/host.md, section 6 (mutations_host.py).  Each is built into a package of its own (only what
-the change touches is compiled again), and the tests named beside it run on it: one of them has to fail.  Exit 1 if a
-mutation survives, or if the text that it replaces is not there exactly once (then the core has changed: adapt it).
+(mutations_rmp.py) or docs/host.md, section 6 (mutations_host.py).  Each is built into an extension module of its own
+(only what the change touches is compiled again), and the tests named beside it run on it: one of them has to fail.
+Exit 1 if a mutation survives, or if the text that it replaces is not there exactly once (then the core has changed:
+adapt it).  A process that has imported the tests, but no core, is forked for each: most are noticed within a second.
 Needs a C compiler and the generated src/rmpcore/_native.c, which any build leaves behind.
 """
 
@@ -11,24 +12,31 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import gc
+import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import mutations_host
 import mutations_rmp
+import pytest
 from mutation import Mutation, mutation
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILE = ["gcc", "-std=c11", "-O1", "-w", "-fPIC", "-Iinclude"]
-SECONDS = 120
-"""A mutation may make the core loop for ever: that is noticed, too."""
+SECONDS = 20
+"""Of processor time, for one test; the slowest needs 5.  A mutation may make the core loop for ever: that is noticed,
+too.  A test that waits for something has ten times as long by the clock."""
 
 PTE = "include/rmpcore/pte.h"
 CPA_H = "include/rmpcore/cpa.h"
@@ -944,109 +952,172 @@ def object_of(source: str) -> str:
     return source.replace("/", "-").removesuffix(".c") + ".o"
 
 
-class Workshop:
-    """Builds packages with a broken core, and runs tests on them."""
+def words(text: str) -> set[str]:
+    return set(re.findall("[a-z]{3,}", text.lower()))
 
-    def __init__(self, where: Path) -> None:
-        self.where = where
+
+class Workshop:
+    """Builds extension modules with a broken core."""
+
+    def __init__(self, where: Path, jobs: int) -> None:
         self.base = where / "base"
         for name in ("csrc", "include"):
             shutil.copytree(ROOT / name, self.base / name)
-        for source in sources():
-            call([*COMPILE, "-c", source, "-o", object_of(source)], self.base)
         generated = ROOT / "src/rmpcore/_native.c"
         if not generated.is_file():
-            call(
-                [
-                    sys.executable,
-                    "-m",
-                    "cython",
-                    "-3",
-                    str(ROOT / "src/rmpcore/_native.pyx"),
-                    "-o",
-                    str(self.base / "_native.c"),
-                ],
-                ROOT,
-            )
             generated = self.base / "_native.c"
+            pyx = str(ROOT / "src/rmpcore/_native.pyx")
+            call([sys.executable, "-m", "cython", "-3", pyx, "-o", str(generated)], ROOT)
         python = f"-I{sysconfig.get_path('include')}"
-        call([*COMPILE[:2], "-O0", *COMPILE[3:], python, "-c", str(generated), "-o", "_native.o"], self.base)
-        self.package = where / "package"
-        shutil.copytree(
-            ROOT / "src/rmpcore", self.package / "rmpcore", ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__")
-        )
+        commands = [[*COMPILE, python, "-c", str(generated), "-o", "_native.o"]]
+        commands += [[*COMPILE, "-MMD", "-c", source, "-o", object_of(source)] for source in sources()]
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda command: call(command, self.base), commands))
 
-    def build(self, name: str, change: Mutation | None) -> Path:
-        """A directory to import the package from."""
-        place = self.where / name
-        shutil.copytree(self.package, place)
+    def build(self, place: Path, change: Mutation | None) -> None:
+        """An extension module in a directory of its own.  Only what reads the changed file is compiled again."""
         objects = {source: self.base / object_of(source) for source in sources()}
         if change is not None:
             for part in ("csrc", "include"):
                 shutil.copytree(self.base / part, place / part)
             path = place / change.file
             path.write_text(path.read_text().replace(change.old, change.new))
-            for source in [change.file] if change.file in objects else list(objects):
-                objects[source] = place / object_of(source)
-                call([*COMPILE, "-c", source, "-o", str(objects[source])], place)
-        target = place / "rmpcore" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+            for source, built in objects.items():
+                if change.file in built.with_suffix(".d").read_text().split():
+                    objects[source] = place / object_of(source)
+                    call([*COMPILE, "-c", source, "-o", str(objects[source])], place)
+        target = place / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
         call(["gcc", "-shared", *map(str, objects.values()), str(self.base / "_native.o"), "-o", str(target)], place)
-        return place
 
-    def test(self, place: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
-        """Do the native machine's tests pass, and if not, which is the first that fails."""
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
-        command += ["-k", "not oracle", *(f"tests/{test}" for test in tests)]
-        environment = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+
+class Trials:
+    """A pytest plugin: the tests are imported and collected once, and each mutation gets a fork of the process."""
+
+    def __init__(self, where: Path, jobs: int, chosen: list[Mutation]) -> None:
+        self.where = where
+        self.jobs = jobs
+        self.chosen = chosen
+        self.tests = sorted({test for each in chosen for test in each.tests})
+        self.code: int | str | None = None
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        if session.testsfailed:
+            return None  # a file of tests that cannot be imported: pytest says so, and stops
+        self.session = session
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return False, f"no end after {SECONDS} s"
-        if done.returncode == 0:
-            return True, ""
-        failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
-        if failed:
-            return False, failed[1]
-        if done.returncode < 0 or done.returncode > 128:
-            return False, f"crash ({done.returncode})"
-        raise SystemExit(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+            self.code = self.try_all()
+        except SystemExit as stop:
+            self.code = stop.code
+        return True
+
+    def try_all(self) -> int:
+        start = time.monotonic()
+        self.workshop = Workshop(self.where, self.jobs)
+        gc.freeze()  # what is here stays: a child that looked for garbage in it would have to copy it
+        healthy = [(None, (test,)) for test in self.tests]
+        killers = self.run([*healthy, *((each, each.tests) for each in self.chosen)])
+        for killer in itertools.islice(killers, len(healthy)):
+            if killer:
+                print(f"without any mutation {killer} fails")
+                return 1
+        survivors = 0
+        for each, killer in zip(self.chosen, killers, strict=True):
+            survivors += not killer
+            print(f"{each.rule:52} {killer or 'SURVIVES ' + ' '.join(each.tests)}", flush=True)
+        print(f"{len(self.chosen)} mutations, {survivors} survive, {time.monotonic() - start:.0f} s")
+        return 1 if survivors else 0
+
+    def run(self, cases: list[tuple[Mutation | None, tuple[str, ...]]]) -> Iterator[str]:
+        """For each case in turn the first test that fails, "" if none does; ``jobs`` of them at a time."""
+        running: dict[int, int] = {}
+        killers: dict[int, str] = {}
+        waiting = enumerate(cases)
+        try:
+            for number in range(len(cases)):
+                while number not in killers:
+                    for ready, (change, tests) in itertools.islice(waiting, self.jobs - len(running)):
+                        running[self.fork(self.where / str(ready), change, tests)] = ready
+                    pid, status = os.wait()
+                    ended = running.pop(pid)
+                    killers[ended] = self.killer(self.where / str(ended), os.waitstatus_to_exitcode(status))
+                    shutil.rmtree(self.where / str(ended))
+                yield killers[number]
+        finally:
+            for _ in running:
+                os.wait()
+
+    def killer(self, place: Path, code: int) -> str:
+        """What the child has left: an error that is not the mutation's, its killer, or neither, as it was ended."""
+        if (place / "error").exists():
+            raise SystemExit((place / "error").read_text()[-2000:])
+        if (place / "killer").exists():
+            return (place / "killer").read_text()
+        return f"no end after {SECONDS} s" if code in (-signal.SIGPROF, -signal.SIGALRM) else f"crash ({code})"
+
+    def fork(self, place: Path, change: Mutation | None, tests: tuple[str, ...]) -> int:
+        """Starts a process that builds the core and runs the tests on it, and ends there whatever happens."""
+        place.mkdir()
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            Path("/proc/self/oom_score_adj").write_text("1000")  # a loop that allocates: this process goes, no other
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            self.workshop.build(place, change)
+            tempfile.tempdir = str(place)
+            del sys.modules["rmpcore._native"]
+            sys.modules["rmpcore"].__path__.insert(0, str(place))
+            killer = self.first_failure(self.select(tests, change.rule if change else ""))
+            (place / "killer").write_text(killer)
+        except BaseException as error:
+            (place / "error").write_text(str(error) if isinstance(error, SystemExit) else traceback.format_exc())
+        finally:
+            os._exit(0)
+
+    def select(self, tests: tuple[str, ...], rule: str) -> list[pytest.Item]:
+        """The tests of these names, each once.  Those that share most words with the rule are the likeliest to fail."""
+        items = {
+            item.nodeid: item
+            for test in tests
+            for item in self.session.items
+            if f"tests/{test}" in (item.nodeid.partition("::")[0], item.nodeid.partition("[")[0])
+        }
+        return sorted(items.values(), key=lambda item: -len(words(rule) & words(item.nodeid)))
+
+    def first_failure(self, items: list[pytest.Item]) -> str:
+        for item, following in itertools.zip_longest(items, items[1:]):
+            # nothing handles these signals: they end the process
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.alarm(10 * SECONDS)
+            self.session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.session.testsfailed:
+                return item.nodeid.removeprefix("tests/")
+        return ""
 
 
-def main() -> int:
+def main() -> int | str | None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
     parser.add_argument("--only", default="", help="mutations whose rule contains this text")
     args = parser.parse_args()
-    start = time.monotonic()
     chosen = [each for each in MUTATIONS + mutations_rmp.MUTATIONS + mutations_host.MUTATIONS if args.only in each.rule]
+    if not chosen:
+        parser.error(f"no rule contains {args.only!r}")
     stale = [each for each in chosen if (ROOT / each.file).read_text().count(each.old) != 1]
     for each in stale:
         print(f"{each.rule}: {each.file} does not have exactly once: {each.old!r}")
     if stale:
         return 1
-    survivors = 0
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT / "src"))
+    sys.modules["rmpcore._native"] = None  # importing it fails until a child has built its own
+    sys.dont_write_bytecode = True
+    options = ["-qq", "-s", "--no-header", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-k", "not oracle"]
     with tempfile.TemporaryDirectory(prefix="rmpcore-mutate-") as where:
-        workshop = Workshop(Path(where))
-        every = tuple(sorted({test for each in chosen for test in each.tests}))
-        healthy, failed = workshop.test(workshop.build("healthy", None), every)
-        if not healthy:
-            print(f"without any mutation {failed} fails")
-            return 1
-
-        def try_out(number: int, each: Mutation) -> tuple[Mutation, bool, str]:
-            place = workshop.build(str(number), each)
-            survives, killer = workshop.test(place, each.tests)
-            shutil.rmtree(place)
-            return each, survives, killer
-
-        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-            for each, survives, killer in pool.map(try_out, range(len(chosen)), chosen):
-                survivors += survives
-                print(f"{each.rule:52} {'SURVIVES ' + ' '.join(each.tests) if survives else killer}", flush=True)
-    print(f"{len(chosen)} mutations, {survivors} survive, {time.monotonic() - start:.0f} s")
-    return 1 if survivors else 0
+        trials = Trials(Path(where), args.jobs, chosen)
+        code = pytest.main([*options, *(f"tests/{test}" for test in trials.tests)], plugins=[trials])
+    return int(code) if trials.code is None else trials.code
 
 
 if __name__ == "__main__":
