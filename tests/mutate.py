@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import gc
+import importlib
 import itertools
 import os
 import re
@@ -1007,7 +1008,7 @@ class Trials:
         try:
             self.code = self.try_all()
         except SystemExit as stop:
-            self.code = stop.code
+            self.code = str(stop)
         return True
 
     def try_all(self) -> int:
@@ -1068,6 +1069,7 @@ class Trials:
             tempfile.tempdir = str(place)
             del sys.modules["rmpcore._native"]
             sys.modules["rmpcore"].__path__.insert(0, str(place))
+            importlib.import_module("rmpcore._native")  # what cannot be loaded is no mutation
             killer = self.first_failure(self.select(tests, change.rule if change else ""))
             (place / "killer").write_text(killer)
         except BaseException as error:
@@ -1096,7 +1098,7 @@ class Trials:
         return ""
 
 
-def main() -> int | str | None:
+def main() -> int | str:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
     parser.add_argument("--only", default="", help="mutations whose rule contains this text")
@@ -1113,11 +1115,12 @@ def main() -> int | str | None:
     sys.path.insert(0, str(ROOT / "src"))
     sys.modules["rmpcore._native"] = None  # importing it fails until a child has built its own
     sys.dont_write_bytecode = True
-    options = ["-qq", "-s", "--no-header", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-k", "not oracle"]
+    options = ["-qq", "-s", "--no-header", "--tb=no", "--assert=plain", "-k", "not oracle"]
+    options += ["-p", "no:cacheprovider", "-p", "no:faulthandler"]
     with tempfile.TemporaryDirectory(prefix="rmpcore-mutate-") as where:
         trials = Trials(Path(where), args.jobs, chosen)
-        code = pytest.main([*options, *(f"tests/{test}" for test in trials.tests)], plugins=[trials])
-    return int(code) if trials.code is None else trials.code
+        pytest.main([*options, *(f"tests/{test}" for test in trials.tests)], plugins=[trials])
+    return 1 if trials.code is None else trials.code
 
 
 if __name__ == "__main__":

@@ -23,17 +23,25 @@ pytestmark = pytest.mark.kernel
 RMPCORE = Path(sys.executable).with_name("rmpcore")
 OLD, NEW = "6.12", "7"
 """One table for all memory, and a segmented one."""
+KNOWN = {OLD: (OLD,), NEW: ("7.3", "7.2", "7.1", "7")}
+"""What is taken for each: while Debian has them, kernels that were looked at before."""
 
 
 def image_of(version: str) -> Image:
     """A kernel; skips where it cannot be had or be run."""
+    reason = ""
     try:
         for name in ("qemu-system-x86_64", "gdb", "setpriv"):
             program(name)
         busybox()
-        return find_image(version)
     except KernelError as e:
         pytest.skip(str(e))
+    for one in KNOWN[version]:
+        try:
+            return find_image(one)
+        except KernelError as e:
+            reason = str(e)
+    pytest.skip(reason)
 
 
 def rmpcore(*args: str | Path, status: int = 0) -> tuple[str, str]:
@@ -57,7 +65,7 @@ def recording(path: Path) -> dict[str, Any]:
 def test_a_kernel_does_what_both_models_say(tmp_path: Path, version: str) -> None:
     """The claim of the project, on a kernel that this machine fetched: a thousand calls, and no difference."""
     release = image_of(version).release
-    out, _ = rmpcore("kernel", "check", "--kernel", version, "--seed", "2026", "--keep", tmp_path)
+    out, _ = rmpcore("kernel", "check", "--kernel", release, "--seed", "2026", "--keep", tmp_path)
     path = tmp_path / f"{release}.json"
     lines = out.splitlines()
     assert [line.split()[0] for line in lines] == ["PASS", "PASS"]
@@ -80,9 +88,8 @@ def test_a_kernel_does_what_both_models_say(tmp_path: Path, version: str) -> Non
     ],
 )
 def test_other_machines(tmp_path: Path, version: str, options: tuple[str, ...]) -> None:
-    image_of(version)
-    path = tmp_path / "r.json"
-    rmpcore("kernel", "record", "--kernel", version, "--calls", "100", "-o", path, *options)
+    path, release = tmp_path / "r.json", image_of(version).release
+    rmpcore("kernel", "record", "--kernel", release, "--calls", "100", "-o", path, *options)
     value = recording(path)
     assert value["machine"]["paging_levels"] == (5 if "--la57" in options else 4)
     assert value["direct_gbpages"] == (version == OLD)
