@@ -51,7 +51,7 @@ def rmpcore(*args: str | Path, status: int = 0) -> tuple[str, str]:
 
 
 def guests() -> list[str]:
-    """Command lines of the QEMUs and gdbs that run below this process."""
+    """QEMUs and gdbs of ours that run on this machine, by their command lines."""
     rows = subprocess.run(["ps", "-eo", "ppid=,args="], capture_output=True, text=True, timeout=60, check=True).stdout
     return [row for row in rows.splitlines() if "rmpcore-" in row and ("qemu-system" in row or "gdb_agent" in row)]
 
