@@ -64,8 +64,7 @@ class Round:
 
 def hold(recording: dict[str, object], path: Path) -> tuple[Conformance, ...]:
     """Write a recording, and hold both models against it."""
-    with WholeFile(path) as whole:
-        whole.file.write(recording_text(recording).encode())
+    _keep(recording, path)
     return tuple(conform(path, backend) for backend in BACKENDS)
 
 
