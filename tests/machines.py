@@ -9,14 +9,22 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rmpcore.fuzzing.maps import (  # noqa: F401 - some of them for the tests alone
+    GIB,
+    IMAGE,
+    IMAGE_MOVED,
+    IMAGE_SYMBOLS,
+    MIB,
+    SNP,
+    SNP_IMAGE,
+    build_map,
+)
 from rmpcore.machine import Machine
-from rmpcore.maps import PAGE_OFFSETS, KernelImage, MachineMap
+from rmpcore.maps import PAGE_OFFSETS, MachineMap
 from rmpcore.ops import Event, EventKind, Flavour, Kind, Op, Result, make_op
 from rmpcore.state import State, entries
 
 KIB = 1 << 10
-MIB = 1 << 20
-GIB = 1 << 30
 U64 = (1 << 64) - 1
 FRAME_MASK = 0x000F_FFFF_FFFF_F000
 
@@ -66,21 +74,6 @@ PAGE_OFFSET = PAGE_OFFSETS[4]
 HIGH_MAPPING = 0xFFFF_FFFF_8000_0000
 
 
-def build_map(
-    memory: Iterable[tuple[int, int]],
-    reserved: Iterable[tuple[int, int]] = (),
-    e820: Iterable[tuple[int, int, int]] | None = None,
-    **fields: Any,
-) -> MachineMap:
-    """A map whose e820 table is its memory, all of it usable, unless another one is given."""
-    memory = tuple(memory)
-    if e820 is None:
-        e820 = [(base, size, 1) for base, size in memory]
-    fields.setdefault("name", "test")
-    fields.setdefault("max_pfn", (memory[-1][0] + memory[-1][1]) >> 12)
-    return MachineMap(memory=memory, reserved=tuple(reserved), e820=tuple(e820), **fields)
-
-
 SMALL = build_map([(0, 64 * MIB)])
 """64 MiB in one piece, nothing reserved."""
 SMALL_4K = dataclasses.replace(SMALL, large_pages="4K")
@@ -107,30 +100,9 @@ HOLE = build_map([(0, 3 * GIB), (4 * GIB, GIB)])
 """4 GiB around the hole below 4 GiB."""
 HOLE_2M = dataclasses.replace(HOLE, large_pages="2M")
 
-IMAGE_SYMBOLS = KernelImage(
-    text=0xFFFF_FFFF_8100_0000,
-    etext=0xFFFF_FFFF_8160_0000,
-    start_rodata=0xFFFF_FFFF_8180_3000,
-    end_rodata=0xFFFF_FFFF_8180_7000,
-    brk_end=0xFFFF_FFFF_8234_5000,
-)
-"""Frames 0x1000 to 0x2344; read-only data is frames 0x1803 to 0x1806."""
-IMAGE = build_map([(0, 64 * MIB)], reserved=[(0x1000000, 0x1345000)], image=IMAGE_SYMBOLS)
-IMAGE_MOVED = build_map(
-    [(0, 64 * MIB)],
-    reserved=[(0x1800000, 0x1345000)],
-    image=dataclasses.replace(IMAGE_SYMBOLS, phys_base=0x800000),
-)
-"""The same image 8 MiB further up: frames 0x1800 to 0x2b44."""
-
-_SNP_E820 = [(0, 64 * MIB, 1), (64 * MIB, MIB, 2)]
-SNP = build_map([(0, 64 * MIB)], e820=_SNP_E820, rmp=(0x4000000, 0x40FFFFF))
-"""64 MiB and a 1 MiB RMP above them.  (0x100000 - 0x4000) / 16 = 0xfc00 frames are covered; frames 0x4000 to
-0x7fff share a section with memory, so they are valid though no memory is there."""
 SNP_COVERED = 0xFC00
 SNP_TIGHT = build_map([(0, 64 * MIB)], rmp=(1 << 32, (1 << 32) + 0x4000 + 16 * 0x3F00 - 1), rmp_probed=False)
 """The RMP ends in the middle of the last 2 MiB of memory: frames 0 to 0x3eff are covered."""
-SNP_IMAGE = dataclasses.replace(IMAGE, e820=tuple(_SNP_E820), rmp=(0x4000000, 0x40FFFFF))
 SNP_CBIT = dataclasses.replace(SNP, c_bit=1 << 51)
 SNP_HOLE = build_map(
     [(0, 3 * GIB), (4 * GIB, GIB)],

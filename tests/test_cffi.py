@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import headers
-import lockstep
 import machines as m
 import pytest
 from cffi_library import Library, build
 from cffi_machine import DIRTY, NO_PAGE, PAGE, CffiMachine, FunctionMachine
-from lockstep import DirectMapUnit, PolicyUnit, RmpUnit
 
 from rmpcore.cpu import Cpu, Page, Registers
+from rmpcore.fuzzing.pair import difference
+from rmpcore.fuzzing.units import DirectMapUnit, PolicyUnit, RmpUnit, Unit
 from rmpcore.machine import POLICIES, Machine, MachineLike
 from rmpcore.maps import MachineMap
-from rmpcore.ops import OPS, EventKind, Kind, Op, Result, make_op
+from rmpcore.ops import OPS, EventKind, Kind, Op, Result, make_op, unpack_ops
 from rmpcore.state import State, diff_entries, diff_states
 
 PUBLIC = {function.name for function in headers.functions() if not function.inline}
@@ -963,14 +963,14 @@ def test_the_hosts_accesses(library: Library) -> None:
 
 SWITCHED = (("bookkeeping", 512), ("inuse_first", 1), ("rmpquery", 1), ("subpage_count", 0))
 SEGMENTED = (("segment_min", 30), ("segmented", 1))
-UNITS: dict[str, lockstep.Unit] = {
+UNITS: dict[str, Unit] = {
     "2M, 6.1": DirectMapUnit("2M", "6.1", 4, False, 1, 600),
     "image, five levels": DirectMapUnit("image", "6.15", 5, True, 2, 480),
     "moved image, C-bit": DirectMapUnit("moved image c-bit nopat", "7.3", 4, True, 3, 480),
     "1G": DirectMapUnit("1G nopat pti", "6.13", 4, False, 4, 300),
-    "milan": RmpUnit("contiguous", "milan", "6.12", (), 5, 3000),
-    "genoa": RmpUnit("contiguous c-bit", "genoa", "6.9", SWITCHED, 6, 3000),
-    "turin": RmpUnit("segmented", "turin", "6.14", SEGMENTED, 7, 1500),
+    "milan": RmpUnit("rmp", "contiguous", "milan", "6.12", (), 5, 3000),
+    "genoa": RmpUnit("rmp", "contiguous c-bit", "genoa", "6.9", SWITCHED, 6, 3000),
+    "turin": RmpUnit("rmp", "segmented", "turin", "6.14", SEGMENTED, 7, 1500),
     **{policy: PolicyUnit(policy, "2M", "6.15", "genoa", 8, 450) for policy in POLICIES},
     "partly covered": PolicyUnit("upstream", "partly covered", "6.9", "turin", 9, 450),
 }
@@ -997,15 +997,19 @@ def test_in_bulk(library: Library, name: str) -> None:
     memory, pages = WAYS[0] if list(UNITS).index(name) % 2 else WAYS[3]
     machine, oracle = pair_of(CffiMachine, library, UNITS[name], memory=memory, pages=pages)
     for ops in UNITS[name].chunks():
-        found, _, _ = lockstep.difference(machine, oracle, ops)
-        assert not found, (found, [str(op) for op in ops[:40]], differences(machine.state(), oracle.state()))
+        found = difference((machine, oracle), ops)
+        assert not found, (
+            found,
+            [str(op) for op in unpack_ops(ops[:40])],
+            differences(machine.state(), oracle.state()),
+        )
 
 
 def by_function(library: Library, unit: Any) -> None:
     """Each op by the function that is for it.  (A refused access is no event here.)"""
     machine, oracle = pair_of(FunctionMachine, library, unit)
     for ops in unit.chunks():
-        for op in ops:
+        for op in unpack_ops(ops):
             expected = oracle.apply(op)
             if expected.kind != Kind.REFUSED:
                 assert machine.apply(op) == expected, op
@@ -1090,7 +1094,7 @@ def test_pages_may_come_from_anywhere(library: Library, name: str) -> None:
     where its tables are."""
     machine, oracle = pair_of(CffiMachine, library, UNITS[name], pages="lowest")
     for ops in UNITS[name].chunks():
-        for op in ops:
+        for op in unpack_ops(ops):
             assert machine.apply(op) == oracle.apply(op), op
         assert machine.validate() is None
         mine, theirs = machine.state(), oracle.state()
@@ -1109,8 +1113,7 @@ def test_a_state_is_put_back(library: Library) -> None:
     unit = PolicyUnit("upstream", "image", "6.15", "genoa", 11, 300)
     oracle = oracle_of(unit.map, kernel=unit.kernel, hardware=unit.part)
     for ops in unit.chunks():
-        for op in ops:
-            oracle.apply(op)
+        oracle.run(ops)
     for line in (
         "SNP_INIT",
         "rmp_make_firmware pfn=0x610 level=4K",
@@ -1129,4 +1132,4 @@ def test_a_state_is_put_back(library: Library) -> None:
     assert differences(machine.state(), state) == []
     oracle.take_events()
     for ops in PolicyUnit("upstream", "image", "6.15", "genoa", 12, 300).chunks():
-        assert lockstep.difference(machine, oracle, ops)[0] == ""
+        assert difference((machine, oracle), ops) == ""

@@ -35,10 +35,10 @@ from machines import (
     leaves,
     tables,
 )
-from random_host import HostGenerator
-from random_ops import frames_of, random_ops
-from random_rmp import Generator
 
+from rmpcore.fuzzing.dmap_ops import frames_of, random_ops
+from rmpcore.fuzzing.host_ops import HostGenerator
+from rmpcore.fuzzing.rmp_ops import FOCUSES, Generator
 from rmpcore.maps import MachineMap
 from rmpcore.ops import EventKind, OpCode, make_op, pack_ops
 from rmpcore.state import State
@@ -239,5 +239,6 @@ def test_every_op_is_reached() -> None:
     rng = random.Random(1)
     frames = frames_of(SNP)
     reached = {op.op for _ in range(2000) for op in random_ops(rng, frames)}
-    reached |= {op.op for op in Generator(1, SNP, {}).ops(5000)} | {op.op for op in HostGenerator(1, SNP).ops(2000)}
+    reached |= {op.op for focus in FOCUSES for op in Generator(1, SNP, {}, focus).ops(5000)}
+    reached |= {op.op for op in HostGenerator(1, SNP).ops(2000)}
     assert reached >= set(OpCode)

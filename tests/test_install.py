@@ -21,10 +21,10 @@ from typing import NamedTuple
 import machines as m
 import pytest
 from headers import compiler as c_compiler
-from random_host import HostGenerator
-from random_rmp import Generator
 
 import rmpcore
+from rmpcore.fuzzing.host_ops import HostGenerator
+from rmpcore.fuzzing.rmp_ops import Generator
 from rmpcore.machine import Machine
 from rmpcore.ops import EventKind, Kind, pack_ops
 

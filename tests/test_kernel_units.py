@@ -21,9 +21,9 @@ import machines as m
 import numpy as np
 import numpy.typing as npt
 import pytest
-from random_ops import direct_map_ops, frames_of
 
 from rmpcore.conform import conform
+from rmpcore.fuzzing.dmap_ops import direct_map_ops, frames_of
 from rmpcore.inputs import load_map, parse_json, recording_map
 from rmpcore.kernel import image as images
 from rmpcore.kernel import programs

@@ -34,7 +34,8 @@ from machines import (
     G,
     changed,
 )
-from random_ops import (
+
+from rmpcore.fuzzing.dmap_ops import (
     ASIDS,
     CODES,
     COUNTS,
@@ -50,7 +51,6 @@ from random_ops import (
     random_trace,
     tamed,
 )
-
 from rmpcore.machine import BACKENDS, Machine, MachineError, MachineLike
 from rmpcore.maps import PAGE_OFFSETS, MachineMap
 from rmpcore.ops import Op, OpSpec, format_op, format_result, make_op, pack_ops, unpack_results

@@ -54,15 +54,15 @@ from machines import (
     leaves,
     with_leaves,
 )
-from random_host import HostGenerator
-from random_ops import direct_map_ops, frames_of
-from random_rmp import Generator
 from volatility3.framework import contexts, exceptions, interfaces
 from volatility3.framework.layers import elf, intel, physical
 
 import rmpcore
 from rmpcore import cli, memory_image
 from rmpcore._native import NativeMachine
+from rmpcore.fuzzing.dmap_ops import direct_map_ops, frames_of
+from rmpcore.fuzzing.host_ops import HostGenerator
+from rmpcore.fuzzing.rmp_ops import Generator
 from rmpcore.maps import DIRECT_MAP_LIMIT, PAGE_OFFSETS, MachineMap, SegmentedRmp
 from rmpcore.memory_image import ImageError, save_core, save_raw
 from rmpcore.ops import OpCode, make_op, pack_ops

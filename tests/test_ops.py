@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from machines import HOLE, SMALL, SMALL_LA57, SNP, U64, Host, record
-from random_ops import random_trace
 
+from rmpcore.fuzzing.dmap_ops import random_trace
 from rmpcore.machine import Machine, MachineLike
 from rmpcore.maps import MachineMap
 from rmpcore.ops import (

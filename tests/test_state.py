@@ -38,8 +38,8 @@ from machines import (
     with_leaves,
     with_tables,
 )
-from random_ops import random_trace
 
+from rmpcore.fuzzing.dmap_ops import random_trace
 from rmpcore.machine import BACKENDS, MachineError
 from rmpcore.maps import MachineMap
 from rmpcore.ops import pack_ops

@@ -40,10 +40,10 @@ from machines import (
     P,
     leaves,
 )
-from random_ops import direct_map_ops, frames_of
 
 from rmpcore.cpu import Cpu, Page
 from rmpcore.emu.unicorn import KERNEL_CODE, KERNEL_DATA, WALKERS, Emulator, EmulatorError, const, unicorn, x86
+from rmpcore.fuzzing.dmap_ops import direct_map_ops, frames_of
 from rmpcore.maps import MachineMap
 from rmpcore.ops import Kind, Reason, Result, ResultFlag, make_op
 

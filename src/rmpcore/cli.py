@@ -26,12 +26,15 @@ from rmpcore.cli_common import (
     Bar,
     Output,
     bad_input,
+    disagreement_to_json,
     one_line,
     place_on,
     print_conformance,
+    print_disagreement,
     size_text,
 )
 from rmpcore.cli_compare import compare_policies
+from rmpcore.cli_fuzz import fuzz
 from rmpcore.cli_kernel import kernel
 from rmpcore.cli_workload import workload
 from rmpcore.conform import conform as conform_file
@@ -61,7 +64,7 @@ from rmpcore.placement import ASSUMPTION, coverage
 from rmpcore.plot import plot, plot_format
 from rmpcore.proc import meminfo, vmstat
 from rmpcore.recording import RECORDED_STATES, RecordingError
-from rmpcore.replay import Disagreement, Lockstep, lockstep, outcomes, refused, replay
+from rmpcore.replay import Lockstep, lockstep, outcomes, refused, replay
 from rmpcore.selftest import SelfTest, agreement
 from rmpcore.selftest import selftest as test_machine
 from rmpcore.start import HARDWARE, KERNEL, POLICY, Rules, Start, dump_to_json, read_start
@@ -182,27 +185,6 @@ def _print_run(summary: dict[str, Any]) -> None:
         rows.append(("check", f"{text} ({check['states']:,} states compared)"))
     for name, text in rows:
         click.echo(f"{name:<12}{text}")
-
-
-def _disagreement(found: Disagreement, trace: Trace) -> dict[str, Any]:
-    return {
-        "op": str(found.op) if found.op is not None else None,
-        "index": found.index,
-        "place": trace.place(found.index) if found.index >= 0 else None,
-        "results": found.outcome(),
-        "differences": list(found.lines),
-        "more": found.more,
-    }
-
-
-def _print_disagreement(found: dict[str, Any]) -> None:
-    click.echo(f"native and oracle disagree after {found['place'] or 'building the machine'}")
-    if found["op"] is not None:
-        click.echo(f"  {found['op']}")
-    for line in (*found["results"], *found["differences"]):
-        click.echo(f"  {line}")
-    if found["more"]:
-        click.echo(f"  and {found['more']:,} more")
 
 
 _REFUSALS = {
@@ -343,10 +325,10 @@ def run(
             "check": None,
         }
         if checked is not None:
-            found = _disagreement(checked.disagreement, trace) if checked.disagreement is not None else None
+            found = disagreement_to_json(checked.disagreement, trace) if checked.disagreement is not None else None
             summary["check"] = {"every": checked.widest, "states": checked.states, "disagreement": found}
             if found is not None:
-                click.echo(json.dumps(summary, indent=1)) if as_json else _print_disagreement(found)
+                click.echo(json.dumps(summary, indent=1)) if as_json else print_disagreement(found)
                 raise click.exceptions.Exit(1)
         if results_file is not None:
             with Bar(len(results), "writing") as bar:
@@ -677,6 +659,7 @@ def place(map_path: str, segments: str | None, output_path: str | None) -> None:
 
 cli.add_command(workload)
 cli.add_command(compare_policies)
+cli.add_command(fuzz)
 cli.add_command(kernel)
 
 

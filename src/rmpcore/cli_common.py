@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from rmpcore.conform import Conformance
+from rmpcore.fuzzing.campaign import CampaignError
 from rmpcore.machine import MachineError
 from rmpcore.maps import MachineMap, MapError
 from rmpcore.memory_image import ImageError
@@ -21,8 +22,9 @@ from rmpcore.pages import PagesError
 from rmpcore.placement import place_rmp
 from rmpcore.plot import PlotError
 from rmpcore.recording import RecordingError
+from rmpcore.replay import Disagreement
 from rmpcore.state import StateError
-from rmpcore.trace import TraceError
+from rmpcore.trace import Trace, TraceError
 from rmpcore.whole_file import WholeFile
 from rmpcore.workload import WorkloadError
 
@@ -87,7 +89,8 @@ class Bar:
         self._started = time.monotonic()
         self._progress: Progress | None = None
 
-    def __call__(self, done: int) -> None:
+    def __call__(self, done: int, what: str | None = None) -> None:
+        """So much is done; ``what`` replaces the words before the bar."""
         if self._progress is None:
             if time.monotonic() - self._started < 1 or not sys.stderr.isatty():
                 return
@@ -97,7 +100,7 @@ class Bar:
             self._progress = Progress(console=Console(stderr=True), transient=True)
             self._task = self._progress.add_task(self._what, total=self._total)
             self._progress.start()
-        self._progress.update(self._task, completed=done)
+        self._progress.update(self._task, completed=done, description=what)
 
     def __enter__(self) -> Bar:
         return self
@@ -113,6 +116,7 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except (
+        CampaignError,
         ImageError,
         MachineError,
         MapError,
@@ -126,6 +130,11 @@ def bad_input() -> Iterator[None]:
         raise BadInputError(str(e)) from None
     except ImportError as e:
         raise BadInputError(f"the backend cannot be loaded: {e}") from None
+
+
+def cpu_count() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def size_text(bytes_: int) -> str:
@@ -143,6 +152,29 @@ def place_on(path: str, machine_map: MachineMap, segment_shift: int | None = Non
         return place_rmp(machine_map, segment_shift=segment_shift)
     except MapError as e:
         raise MapError(f"{path}: {e}") from None
+
+
+def disagreement_to_json(found: Disagreement, trace: Trace) -> dict[str, Any]:
+    """A disagreement as JSON values; ``trace`` says where its op stands."""
+    return {
+        "op": str(found.op) if found.op is not None else None,
+        "index": found.index,
+        "place": trace.place(found.index) if found.index >= 0 else None,
+        "results": found.outcome(),
+        "differences": list(found.lines),
+        "more": found.more,
+    }
+
+
+def print_disagreement(found: dict[str, Any]) -> None:
+    """The op after which native and oracle differ, both results, and what differs."""
+    click.echo(f"native and oracle disagree after {found['place'] or 'building the machine'}")
+    if found["op"] is not None:
+        click.echo(f"  {found['op']}")
+    for line in (*found["results"], *found["differences"]):
+        click.echo(f"  {line}")
+    if found["more"]:
+        click.echo(f"  and {found['more']:,} more")
 
 
 def print_conformance(result: Conformance) -> None:

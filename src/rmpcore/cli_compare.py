@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import textwrap
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import click
 
-from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, size_text
+from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, cpu_count, size_text
 from rmpcore.cli_workload import chosen, map_with_rmp, workload_options
 from rmpcore.compare import NUMBERS, CompareError, Measurement, Spread, Task, compare, summary
 from rmpcore.compare_plot import plot_comparison
@@ -178,10 +177,6 @@ def _csv_text(runs: Sequence[Measurement]) -> str:
     return "\n".join(lines)
 
 
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _policies(text: str) -> list[str]:
     policies = list(dict.fromkeys(text.split(",")))
     for policy in policies:
@@ -265,7 +260,7 @@ def compare_policies(
         try:
             with Bar(_BAR, "comparing") as bar:
                 runs = compare(
-                    tasks, jobs=jobs or _cpu_count(), cluster=cluster, report=lambda done: bar(round(done * _BAR))
+                    tasks, jobs=jobs or cpu_count(), cluster=cluster, report=lambda done: bar(round(done * _BAR))
                 )
         except CompareError as e:
             raise BadInputError(str(e)) from None

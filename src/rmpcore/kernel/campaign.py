@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmpcore.conform import Conformance, conform
+from rmpcore.fuzzing.shrink import shrink
 from rmpcore.kernel.calls import ListedCalls, SafeCalls, Source, Wanted
 from rmpcore.kernel.errors import KernelError
 from rmpcore.kernel.guest import CPU, Layout
@@ -104,18 +105,7 @@ class _Small:
     def shrink(self, wanted: list[Wanted], shown_at: int | None) -> None:
         if shown_at is not None and self._still(wanted[: shown_at + 1]):
             wanted = wanted[: shown_at + 1]
-        parts = 2
-        while len(wanted) > 1 and self._left:
-            size = -(-len(wanted) // parts)
-            for start in range(0, len(wanted), size):
-                rest = wanted[:start] + wanted[start + size :]
-                if rest and self._still(rest):
-                    wanted, parts = rest, max(parts - 1, 2)
-                    break
-            else:
-                if size == 1:
-                    break
-                parts = min(2 * parts, len(wanted))
+        shrink(wanted, self._still)
 
 
 def run_round(number: int, images: Sequence[Image], seed: int, calls: int, folder: Path, report: Report) -> Round:

@@ -201,7 +201,7 @@ def arguments(rng: random.Random, spec: OpSpec, frames: list[int]) -> dict[str, 
 
 
 KNOWN = tuple(spec for spec in OPS if spec.code <= OpCode.cpa_address)
-"""The rest is :mod:`random_rmp`'s."""
+"""The rest is :mod:`rmpcore.fuzzing.rmp_ops`'s."""
 _WEIGHTS = [
     {OpCode.inject: 0.4, OpCode.fail_alloc: 0.3, OpCode.snp_leak_pages: 0.2, OpCode.lookup: 0.5}.get(
         spec.code, 0.5 if spec in CPA else 1.0

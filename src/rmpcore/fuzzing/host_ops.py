@@ -19,6 +19,7 @@ class HostGenerator:
     def __init__(self, seed: object, map_: MachineMap) -> None:
         self._rng = random.Random(repr(seed))
         frames = [base + size >> 12 for base, size in map_.memory if size >= 8 << 20]
+        self._covers_much = sum(size for _, size in map_.memory) > 1 << 30
         self._top = DIRECT_MAP_LIMIT[map_.levels] >> 12
         end = self._rng.choice(frames) & ~0x1FF
         self._regions = [end - 0x200 * at for at in (1, 2, 2, 4)]
@@ -34,8 +35,8 @@ class HostGenerator:
         return made
 
     def first(self) -> list[Op]:
-        """What makes the firmware ready, half of the time."""
-        return [make_op("SNP_INIT")] if self._rng.random() < 0.5 else []
+        """What makes the firmware ready, half of the time; seldom where it has a million entries to write."""
+        return [make_op("SNP_INIT")] if self._rng.random() < (0.05 if self._covers_much else 0.5) else []
 
     def _page(self) -> int:
         rng = self._rng
@@ -64,6 +65,8 @@ class HostGenerator:
             return [make_op("psmash", pfn=head if rng.random() < 0.9 else pfn)]
         if kind < 0.64:
             pages = rng.choice((1, 1, 2, 3))
+            if rng.random() < 0.1:
+                return [make_op("rmp_make_firmware", pfn=pfn, level=1)]
             return [make_op(rng.choice(("rmp_mark_pages_firmware", "snp_reclaim_pages")), pfn=pfn, pages=pages)]
         if kind < 0.80:
             return [make_op(rng.choice(("host_write", "host_write", "host_read")), pfn=pfn)]

@@ -16,16 +16,28 @@ ASIDS = (5, 5, 5, 5, 6, 0, 0x3FF, 0x400)
 ACCESS_LEVELS = (1, 1, 1, 2, 2, 3)
 CONTEXTS = (0x610, 0x611, 0x612)
 METADATA = (0x620, 0x621)
+OWNED = (*CONTEXTS, *METADATA, 0x630)
+"""Frames that mostly are the firmware's."""
 RESERVED = (0, 0, 0, 0, 0, 1, 2, 1 << 8, 1 << 9, 1 << 16, 1 << 31)
 PERMISSIONS = (0x00, 0x01, 0x02, 0x03, 0x07, 0x0F, 0x1F, 0x20)
 REGION = 0x200
 U64 = (1 << 64) - 1
 
 
-class Generator:
-    """Ops on one machine's RMP."""
+FOCUSES = ("rmp", "guest", "firmware")
+_PARTS_OF = {
+    "rmp": ("rmpupdate", "psmash", "rmpread", "access", "host_write", "kernel", "large_story"),
+    "guest": ("pvalidate", "rmpadjust", "rmpquery", "access", "vmrun", "vmexit", "guest_story", "large_story"),
+    "firmware": ("firmware", "guest_story", "swap_story", "unsmash_story", "reclaim_story"),
+}
+_MORE = 4
+"""How much more often something is done that is in the focus."""
 
-    def __init__(self, seed: object, map_: MachineMap, switches: dict[str, int]) -> None:
+
+class Generator:
+    """Ops on one machine's RMP, more of some than of others."""
+
+    def __init__(self, seed: object, map_: MachineMap, switches: dict[str, int], focus: str = "rmp") -> None:
         self.rng = random.Random(repr(seed))
         self.c_bit = map_.c_bit
         self.vmpls = switches.get("vmpls", 4)
@@ -46,21 +58,22 @@ class Generator:
             edges |= {end >> 12, (end >> 12) - 1, end >> 12 & ~0x1FF, (end >> 12 & ~0x1FF) - REGION}
         self.near = near
         self.edges = [*sorted(pfn for pfn in edges if pfn >= 0), 1 << 40, (1 << 52) - 1]
-        self.kinds: list[tuple[float, Callable[[], list[Op]]]] = [
+        self._running: list[int] = []
+        kinds: list[tuple[float, Callable[[], list[Op]]]] = [
             (5.0, self.rmpupdate),
             (0.6, self.psmash),
-            (1.0, lambda: [make_op("RMPREAD", pa=self.pa(self.frame()), guest=self.rare(), user=self.rare())]),
+            (1.0, self.rmpread),
             (3.0, self.pvalidate),
             (2.0, self.rmpadjust),
             (1.0, self.rmpquery),
             (5.0, self.access),
-            (1.0, lambda: [make_op("host_write", pfn=self.mapped())]),
-            (0.2, lambda: [make_op("host_read", pfn=self.mapped())]),
+            (1.0, self.host_write),
+            (0.2, self.host_read),
             (0.4, self.vmrun),
             (0.4, self.vmexit),
             (3.0, self.firmware),
             (1.5, self.kernel),
-            (0.3, lambda: [make_op("page_state", pfn=self.frame())]),
+            (0.3, self.page_state),
             (0.1, self.control),
             (0.25, self.guest_story),
             (0.15, self.large_story),
@@ -69,13 +82,14 @@ class Generator:
             (0.004, self.unsmash_story),
             (0.01, self.broken),
         ]
+        self._kinds = [kind for _, kind in kinds]
+        self._weights = [weight * (_MORE if kind.__name__ in _PARTS_OF[focus] else 1) for weight, kind in kinds]
 
     def ops(self, count: int) -> list[Op]:
         """So many ops, or a few more."""
-        weights = [weight for weight, _ in self.kinds]
         made: list[Op] = []
         while len(made) < count:
-            made += self.rng.choices(self.kinds, weights)[0][1]()
+            made += self.rng.choices(self._kinds, self._weights)[0]()
         return made
 
     def rare(self) -> int:
@@ -85,7 +99,8 @@ class Generator:
         return int(self.rng.random() < chance)
 
     def frame(self, aligned: float = 0.15) -> int:
-        pfn = self.rng.choice(self.near if self.rng.random() < 0.85 else self.edges)
+        chance = self.rng.random()
+        pfn = self.rng.choice(self.near if chance < 0.82 else self.edges if chance < 0.95 else OWNED)
         return pfn & ~0x1FF if self.rng.random() < aligned else pfn
 
     def mapped(self) -> int:
@@ -129,6 +144,18 @@ class Generator:
 
     def psmash(self) -> list[Op]:
         return [make_op("PSMASH", pa=self.pa(self.frame(0.9)), guest=self.rare(), user=self.rare())]
+
+    def rmpread(self) -> list[Op]:
+        return [make_op("RMPREAD", pa=self.pa(self.frame()), guest=self.rare(), user=self.rare())]
+
+    def host_write(self) -> list[Op]:
+        return [make_op("host_write", pfn=self.mapped())]
+
+    def host_read(self) -> list[Op]:
+        return [make_op("host_read", pfn=self.mapped())]
+
+    def page_state(self) -> list[Op]:
+        return [make_op("page_state", pfn=self.frame())]
 
     def page(self, pfn: int) -> dict[str, int]:
         """Where a guest's address is translated to."""
@@ -187,6 +214,7 @@ class Generator:
 
     def vmrun(self) -> list[Op]:
         vmcb, vmsa, avic = (self.frame() << 12 & U64 for _ in range(3))
+        self._running = [*self._running[-5:], vmcb]
         return [
             make_op(
                 "VMRUN",
@@ -200,6 +228,8 @@ class Generator:
         ]
 
     def vmexit(self) -> list[Op]:
+        if self._running and self.often(0.8):
+            return [make_op("VMEXIT", vmcb=self.rng.choice(self._running))]
         return [make_op("VMEXIT", vmcb=self.frame() << 12 & U64)]
 
     def context(self) -> int:
@@ -249,12 +279,21 @@ class Generator:
         pfn = self.mapped()
         level = self.rng.choice((1, 1, 1, 1, 2))
         name = self.rng.choice(
-            ("rmp_make_private", "rmp_make_shared", "psmash", "snp_lookup_rmpentry", "dump_rmpentry", "mark", "reclaim")
+            (
+                *("rmp_make_private", "rmp_make_shared", "rmp_make_firmware", "psmash", "rmpupdate", "mark", "reclaim"),
+                *("snp_lookup_rmpentry", "dump_rmpentry", "adjust_direct_map"),
+            )
         )
+        if self.often(0.02):
+            return [make_op("snp_leak_pages", pfn=pfn, pages=self.rng.choice((0, 1, 2)))]
         if name == "rmp_make_private":
             args = {"gpa": self.gpa(pfn), "level": level, "asid": 5, "immutable": self.often(0.2)}
             return [make_op(name, pfn=pfn, **args)]
-        if name == "rmp_make_shared":
+        if name == "rmpupdate":
+            asid = 5 * self.often()
+            fields = {"gpa": self.gpa(pfn) * (asid > 0), "assigned": int(asid > 0), "size": level - 1, "asid": asid}
+            return [make_op(name, pfn=pfn, **fields)]
+        if name in ("rmp_make_shared", "rmp_make_firmware", "adjust_direct_map"):
             return [make_op(name, pfn=pfn, level=level)]
         if name == "mark":
             return [make_op("rmp_mark_pages_firmware", pfn=pfn, pages=self.rng.choice((0, 1, 1, 2, 3, 33)))]
@@ -299,13 +338,17 @@ class Generator:
         head = self.rng.choice((0x400, 0x600, 0x800))
         gpa = head << 12
         used = [pfn for pfn in (*self.near, *CONTEXTS, *METADATA, 0x630, 0x631, 0x632, 0x640) if pfn & ~0x1FF == head]
-        page = {"gva": gpa, "rcx": 1, "pa": gpa, "gpa": gpa, "asid": 5, "level": 2}
+        asked = {"gva": gpa, "pa": gpa, "gpa": gpa, "asid": 5, "level": 2}
+        page = asked | {"rcx": 1}
         ops = [make_op("SNP_PAGE_RECLAIM", pa=gpa | 1), self.update(head, size=1)]
         ops += [op for pfn in used for op in (make_op("SNP_PAGE_RECLAIM", pa=pfn << 12), self.update(pfn))]
         ops += [
             self.update(head, gpa=gpa, size=1, assigned=1, asid=5),
             make_op("PVALIDATE", rdx=1, **page),
             make_op("RMPADJUST", rdx=self.rng.choice(PERMISSIONS) << 8 | 1, **page),
+            make_op(
+                "RMPQUERY", rdx=self.rng.randrange(self.vmpls), **{name: page[name] for name in page if name != "rcx"}
+            ),
         ]
         return [*ops, make_op("PSMASH", pa=gpa)] if self.often(0.3) else ops
 
@@ -349,6 +392,6 @@ class Generator:
 
     def broken(self) -> list[Op]:
         """A record that no machine takes."""
-        op = self.rng.choice(self.kinds[:14])[1]()
+        op = self.rng.choice(self._kinds[:14])()
         field = self.rng.choice(("op", "level", "flags", "id", "gpa", "count", "va", "rcx", "rdx", "mode", "reserved"))
         return [one._replace(**{field: self.rng.choice((1, 2, 20, 0x80, 0xFF))}) for one in op]
