@@ -164,7 +164,8 @@ def fuzz(
                         cluster=cluster,
                         report=_Report(bar, seconds),
                     )
-                _print(index, everything)
+                if broken is None:
+                    _print(index, everything)
         if broken is not None:
             _tell(plan, broken, Path(folder))
             raise click.exceptions.Exit(1)

@@ -23,7 +23,7 @@ from rmpcore.fuzzing.coverage import Key
 from rmpcore.fuzzing.pair import Done, attempt, run_unit, start_of
 from rmpcore.fuzzing.shrink import shortest, shrink
 from rmpcore.fuzzing.units import Ops, Plan
-from rmpcore.fuzzing.workers import Death, Worker, Workers
+from rmpcore.fuzzing.workers import DEATHS, Death, Worker, Workers
 from rmpcore.ops import format_op, pack_ops, unpack_ops
 from rmpcore.replay import Disagreement, lockstep
 from rmpcore.start import Start, dump_to_json, read_start
@@ -133,8 +133,8 @@ class Finding:
 
 
 def _patience(ops: Ops) -> float:
-    """Seconds in which these ops are over on both, however slow the machine: what takes longer does not end."""
-    return 15 + len(ops) / 1000
+    """Seconds in which these ops are over on both, however busy the computer: what takes longer does not end."""
+    return 120 + len(ops) / 500
 
 
 def _disagreement(start: Start, ops: Ops) -> Disagreement | None:
@@ -165,8 +165,14 @@ def reduce(start: Start, ops: Ops, since: int, progress: Callable[[int], object]
         wanted = outcome(ops)
         if not wanted:
             return None
+        dies = wanted in DEATHS
+
+        def shows(length: int) -> bool:
+            what = outcome(ops[:length])
+            return what == wanted if dies else bool(what) and what not in DEATHS
+
         first = len(ops) - since if since else 0
-        length = first + shortest(len(ops) - first, lambda more: bool(outcome(ops[: first + more])))
+        length = first + shortest(len(ops) - first, lambda more: shows(first + more))
         wanted = outcome(ops[:length])
 
         def still(some: list[int]) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -311,6 +312,7 @@ class Plan:
     profile: str = ""
     """Only units whose profile contains this text."""
 
+    @cached_property
     def _wanted(self) -> list[tuple[str, list[tuple[object, ...]]]]:
         wanted = []
         for kind in FOCUS[self.focus]:
@@ -322,11 +324,11 @@ class Plan:
     @property
     def empty(self) -> bool:
         """No profile contains the text."""
-        return not self._wanted()
+        return not self._wanted
 
     def unit(self, number: int) -> Unit:
-        wanted = self._wanted()
+        wanted = self._wanted
         kind, profiles = wanted[number % len(wanted)]
         turn, at = divmod(number // len(wanted), len(profiles))
-        random.Random(f"{self.seed} {kind} {turn}").shuffle(profiles)
-        return _unit(kind, profiles[at], f"{self.seed} {number}")
+        order = random.Random(f"{self.seed} {kind} {turn}").sample(profiles, len(profiles))
+        return _unit(kind, order[at], f"{self.seed} {number}")

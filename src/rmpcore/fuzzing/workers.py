@@ -15,6 +15,8 @@ SECONDS = 180.0
 _LOOK = 0.5
 """How often it is looked for what does not end, in seconds."""
 
+DEATHS = ("crash", "hang")
+
 T = TypeVar("T")
 
 
@@ -23,7 +25,7 @@ class Death:
     """The process did not survive."""
 
     how: str
-    """"crash" or "hang"."""
+    """One of :data:`DEATHS`."""
     detail: str
 
     def __str__(self) -> str:
@@ -109,12 +111,13 @@ class Worker:
 class Workers(Generic[T]):
     """Several of them, all kept busy."""
 
-    def __init__(self, jobs: int, seconds: float = SECONDS) -> None:
+    def __init__(self, jobs: int) -> None:
         self._idle = [Worker() for _ in range(jobs)]
         self._busy: list[Worker] = []
-        self._seconds = seconds
 
-    def results(self, function: Callable[[T], object], tasks: Iterator[T]) -> Iterator[tuple[T, Any]]:
+    def results(
+        self, function: Callable[[T], object], tasks: Iterator[T], seconds: float = SECONDS
+    ) -> Iterator[tuple[T, Any]]:
         """Each task with what came of it, in the order in which they end.  A task is taken when a process is free."""
         while True:
             while self._idle and (task := next(tasks, None)) is not None:
@@ -128,8 +131,8 @@ class Workers(Generic[T]):
             for worker in list(self._busy):
                 if worker.connection in ready:
                     answer = worker.answer()
-                elif worker.late(self._seconds):
-                    answer = worker.kill(self._seconds)
+                elif worker.late(seconds):
+                    answer = worker.kill(seconds)
                 else:
                     continue
                 self._busy.remove(worker)
