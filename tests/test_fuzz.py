@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmpcore.fuzzing.campaign import CampaignError, Index, Progress, reduce, run, save
+from rmpcore.fuzzing.campaign import CampaignError, Finding, Index, Progress, reduce, run, save
 from rmpcore.fuzzing.coverage import Coverage, states_of, unreached
 from rmpcore.fuzzing.maps import RMPS, SNP
 from rmpcore.fuzzing.pair import Done, attempt, run_unit, start_of
@@ -380,8 +380,6 @@ def test_what_the_command_refuses(tmp_path: Path, args: list[str], message: str)
 
 def test_a_saved_difference_is_an_ordinary_trace(tmp_path: Path) -> None:
     """Saved by hand, as there is none: it can be replayed, and is refused when it is cut."""
-    from rmpcore.fuzzing.campaign import Finding
-
     start = Start("by hand", RMPS["contiguous"])
     ops = pack_ops([make_op("PSMASH", pa=0x400000), make_op("host_write", pfn=0x233)])
     found = save(Finding("results", start, ops, 100, None), tmp_path / "out", "saved")
@@ -390,7 +388,7 @@ def test_a_saved_difference_is_an_ordinary_trace(tmp_path: Path) -> None:
         "# native and oracle differ (results); made of 100 ops, by hand",
         "# rmpcore run saved.trace --map saved.json --check",
         "PSMASH pa=0x400000",
-        "host_write pfn=563",
+        "host_write pfn=0x233",
     ]
     assert rmpcore_(tmp_path / "out", "--replay", "saved.trace") == (0, "saved.trace: 2 ops, no difference\n", "")
     dump = tmp_path / "out" / "saved.json"

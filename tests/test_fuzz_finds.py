@@ -1,7 +1,7 @@
 """``rmpcore fuzz`` on cores with a bug in them: each is found, and few ops are left of what led there.
 
 The bugs are of different kinds: wrong arithmetic in an instruction, a check that is missing, a count that is wrong
-after a failed allocation, a pointer that is not looked at.  The package is copied with a core that has the bug.
+after a failed allocation, a pointer to nothing.  The package is copied with a core that has the bug.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ BUGS = {
         "        return count_split(dmap, va, level), NULL;\n    table = rmpc_table_at(dmap, page);",
     ),
     "crash": mutation(
-        "direct-map §8.1: there may be no entry at all where a collapse is tried",
-        CPA,
-        "if (!slot || !rmpc_pte_is_table(*slot, level))",
-        "if (!rmpc_pte_is_table(*slot, level))",
+        "rmp §2.4: RMPREAD of a page that the table does not cover is FAIL_INPUT",
+        INSN,
+        "    } else if (!find(rmp, pfn, &place)) {\n        if (is_in",
+        "    } else if (!find(rmp, pfn, &place) && (place.entry = NULL)) {\n        if (is_in",
     ),
 }
 OPS = 300_000
