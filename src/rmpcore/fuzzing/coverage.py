@@ -46,6 +46,84 @@ _ENTRIES = tuple(
     f"{state.name}{mixed}" for state in PageState for mixed in ("", " mixed") if state != PageState.DEFAULT or not mixed
 )
 
+_WALKED = ("UNCOVERED", "OWNER", "GPA", "IMMUTABLE", "SIZE", "RESERVED")
+_NPF = tuple(f"NPF {reason}" for reason in _WALKED)
+_CPA = ("0", "-12 ENOMEM", "-14 EFAULT", "refused BAD_ARGUMENT")
+_UPDATES = ("0", "-12 ENOMEM", "-14 EFAULT", "-19 ENODEV", "hangs")
+_HOST_FAULTS = ("#PF ASSIGNED", "#PF NEIGHBOUR", "#PF IN_USE", "#PF NOT_PRESENT", "#PF READ_ONLY")
+_CODES = {
+    1: "1 FAIL_INPUT",
+    2: "2 FAIL_PERMISSION",
+    3: "3 FAIL_INUSE",
+    4: "4 FAIL_OVERLAP",
+    6: "6 FAIL_SIZEMISMATCH",
+    7: "7 FAIL_BADADDR",
+}
+
+
+def _codes(*codes: int) -> tuple[str, ...]:
+    return ("0", *(_CODES[code] for code in codes))
+
+
+def _statuses(*statuses: int) -> tuple[str, ...]:
+    return tuple(f"firmware {status:#x}" for status in (0, *statuses))
+
+
+OUTCOMES: dict[OpCode, tuple[str, ...]] = {
+    # rmp §2.2 to §2.7, and §1.7 for reserved bits of a segment
+    OpCode.RMPUPDATE: (*_codes(1, 2, 3, 4), "#UD", "#GP", "#PF RESERVED"),
+    OpCode.PSMASH: (*_codes(1, 2, 3, 7), "#UD", "#GP", "#PF RESERVED"),
+    OpCode.RMPREAD: (*_codes(1, 2), "#UD", "#GP", "#PF RESERVED"),
+    OpCode.PVALIDATE: (*_codes(1, 6), "#UD", "#GP", *_NPF),
+    OpCode.RMPADJUST: (*_codes(1, 2, 6), "#UD", "#GP", "#VC NOT_VALIDATED", *_NPF),
+    OpCode.RMPQUERY: (*_codes(2), "#UD", "#GP", "#VC NOT_VALIDATED", *_NPF),
+    # rmp §3.2, §3.7
+    OpCode.access: (
+        *("ALLOWED", "#PF ASSIGNED", "#PF NEIGHBOUR", "#PF IN_USE", "#GP ASSIGNED", "#GP NULL", "#VC NOT_VALIDATED"),
+        *(*_NPF, "NPF ASSIGNED", "NPF NEIGHBOUR", "NPF IN_USE", "NPF VMPL", "IOMMU ASSIGNED", "IOMMU NEIGHBOUR"),
+        *(f"INVALID {reason}" for reason in ("UNCOVERED", "OWNER", "GPA", "IMMUTABLE", "NOT_VMSA", "ASSIGNED")),
+    ),
+    OpCode.VMRUN: (
+        *("ALLOWED", "refused BAD_ARGUMENT", "refused QUEUE_FULL", "#GP ASSIGNED"),
+        *(f"INVALID {reason}" for reason in ("UNCOVERED", "OWNER", "GPA", "IMMUTABLE", "NOT_VMSA", "ASSIGNED")),
+    ),
+    OpCode.VMEXIT: ("0", "refused BAD_ARGUMENT"),
+    # rmp §4.2
+    OpCode.SNP_INIT: _statuses(0x1, 0x3, 0x9),
+    OpCode.SNP_SHUTDOWN: _statuses(0x1),
+    OpCode.SNP_GCTX_CREATE: _statuses(0x1, 0x9, 0x17, 0x19, 0x1A),
+    OpCode.SNP_ACTIVATE: _statuses(0x1, 0x3, 0x9, 0xC, 0xD, 0x10, 0x12),
+    OpCode.SNP_DECOMMISSION: _statuses(0x1, 0x9, 0x10),
+    OpCode.SNP_LAUNCH_UPDATE: _statuses(0x1, 0x8, 0x9, 0x10, 0x16, 0x19, 0x1A, 0x1C),
+    OpCode.SNP_PAGE_RECLAIM: _statuses(0x1, 0x9, 0x19, 0x1A),
+    OpCode.SNP_PAGE_SET_STATE: _statuses(0x1, 0x9, 0x1A),
+    OpCode.SNP_PAGE_MOVE: _statuses(0x1, 0x8, 0x9, 0x10, 0x19, 0x1A, 0x1C),
+    OpCode.SNP_PAGE_UNSMASH: _statuses(0x1, 0x9, 0x19, 0x1A),
+    OpCode.SNP_MD_INIT: _statuses(0x1, 0x9, 0x10, 0x19, 0x1A),
+    OpCode.SNP_PAGE_SWAP_OUT: _statuses(0x1, 0x8, 0x9, 0x10, 0x17, 0x19, 0x1A, 0x1B, 0x1C),
+    OpCode.SNP_PAGE_SWAP_IN: _statuses(0x1, 0x8, 0x9, 0x10, 0x19, 0x1A, 0x1B, 0x1C),
+    # host §1
+    OpCode.rmpupdate: _UPDATES,
+    OpCode.rmp_make_private: _UPDATES,
+    OpCode.rmp_make_firmware: _UPDATES,
+    OpCode.rmp_make_shared: _UPDATES,
+    OpCode.psmash: (*_codes(1, 2, 3, 7), "-22 EINVAL", "-19 ENODEV"),
+    OpCode.snp_lookup_rmpentry: ("0", "-14 EFAULT", "-19 ENODEV", _CODES[1]),
+    OpCode.adjust_direct_map: ("0", "-12 ENOMEM", "-22 EINVAL"),
+    OpCode.rmp_mark_pages_firmware: (*_UPDATES, "refused BAD_ARGUMENT"),
+    OpCode.snp_reclaim_pages: ("0", "-5 EIO", "-14 EFAULT", "hangs", "refused BAD_ARGUMENT"),
+    OpCode.host_read: ("ALLOWED", "#PF NOT_PRESENT"),
+    OpCode.host_write: ("ALLOWED", *_HOST_FAULTS),
+    OpCode.kvm_read_guest: ("ALLOWED", "#PF NOT_PRESENT"),
+    OpCode.kvm_write_guest: ("ALLOWED", *_HOST_FAULTS),
+    OpCode.inject: ("0", "refused BAD_ARGUMENT", "refused QUEUE_FULL"),
+    # direct-map §4 to §7
+    **{spec.code: _CPA for spec in OPS if any(arg.name == "flavour" for arg in spec.args)},
+    # rmp §4.1
+    OpCode.page_state: tuple(state.name for state in PageState),
+}
+"""How each op can end, as far as the documents list it; "0" for what is not here."""
+
 
 def _shift(spec: OpSpec) -> int:
     """How far the address field is shifted to give a frame; 63: the op has no page."""
@@ -131,15 +209,21 @@ class Coverage:
 
 
 def unreached(coverage: dict[Key, int]) -> dict[str, list[str]]:
-    """What no op has met, by what it is: states, and outcomes that the documents know."""
+    """What has not come up, by sort: ops, how they can end, and states in which they have not been tried."""
+    outcomes: dict[str, set[str]] = {}
     states: dict[str, set[str]] = {}
-    for op, _, state in coverage:
+    for op, outcome, state in coverage:
+        outcomes.setdefault(op, set()).add(outcome)
         states.setdefault(op, set()).add(state)
-    missing: dict[str, list[str]] = {"op": [], "op in state": []}
+    missing: dict[str, list[str]] = {"op": [], "outcome of an op": [], "op in a state": []}
     for spec in OPS:
-        if spec.name not in states:
-            missing["op"].append(spec.name)
+        name = spec.name
+        if name not in states:
+            missing["op"].append(name)
             continue
-        rest = [state for state in states_of(spec.code) if state not in states[spec.name]]
-        missing["op in state"] += [f"{spec.name} in {state}" for state in rest]
+        ends = OUTCOMES.get(spec.code, ("0",))
+        missing["outcome of an op"] += [f"{name}: {end}" for end in ends if end not in outcomes[name]]
+        missing["op in a state"] += [
+            f"{name} in {state}" for state in states_of(spec.code) if state not in states[name]
+        ]
     return missing
