@@ -36,6 +36,7 @@ from rmpcore.cli_common import (
 from rmpcore.cli_compare import compare_policies
 from rmpcore.cli_fuzz import fuzz
 from rmpcore.cli_kernel import kernel
+from rmpcore.cli_vectors import gen, ver
 from rmpcore.cli_workload import workload
 from rmpcore.conform import conform as conform_file
 from rmpcore.decode import (
@@ -661,6 +662,8 @@ cli.add_command(workload)
 cli.add_command(compare_policies)
 cli.add_command(fuzz)
 cli.add_command(kernel)
+cli.add_command(gen)
+cli.add_command(ver)
 
 
 def _drop_output() -> None:
