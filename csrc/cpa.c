@@ -119,11 +119,11 @@ static void fill_children(const struct run *run, uint64_t *table, uint64_t raw, 
             table[i] = rmpc_pte_make(pa, protect(dmap, flags, va + i * size, pa, size, 0), c_bit);
         }
     } else if (flags & RMPC_PTE_P) {
-        /* consecutive frames: the address part of a present entry just grows */
+        /* consecutive frames: a child's number goes below its large page's frame, where ORed flags may be (section 1) */
         const uint64_t first = rmpc_pte_make(address, flags, c_bit);
         const unsigned shift = level == 2 ? 12 : 21;
         for (unsigned i = 0; i < TABLE_ENTRIES; i++)
-            table[i] = first + ((uint64_t)i << shift);
+            table[i] = first | (uint64_t)i << shift;
     } else {
         for (unsigned i = 0; i < TABLE_ENTRIES; i++)
             table[i] = rmpc_pte_make(address + i * size, flags, c_bit);

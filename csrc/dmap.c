@@ -28,6 +28,9 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 
 /* ---- set-up ---- */
 
+/* The C-bit lies above the address bits that every machine has, so in no page's offset. */
+#define C_BIT_LOWEST (UINT64_C(1) << 32)
+
 static bool config_is_possible(const struct rmpc_dmap_config *config)
 {
     uint64_t kernel_half, limit;
@@ -42,6 +45,8 @@ static bool config_is_possible(const struct rmpc_dmap_config *config)
     kernel_half = UINT64_MAX << (config->levels == 5 ? 56 : 47);
     limit = config->levels == 5 ? RMPC_PHYSICAL_LIMIT : UINT64_C(1) << 46;
     if (config->page_offset % SIZE_1G || config->page_offset < kernel_half || config->page_offset > UINT64_MAX - limit)
+        return false;
+    if (config->c_bit && config->c_bit < C_BIT_LOWEST)
         return false;
     return !(config->c_bit & (config->c_bit - 1)) && !(config->c_bit & ~RMPC_PTE_ADDRESS);
 }

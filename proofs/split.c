@@ -6,7 +6,7 @@
  * loops are not unrolled: run gives CBMC an invariant for each ("child number is right once it was written").
  *
  * Assumed of the entry (what a leaf is, §1):
- *   - with P it has PSE, and the bits between PAT_LARGE and the page's size are 0: they are reserved;
+ *   - with P it has PSE; the bits between PAT_LARGE and the page's size are flags, reserved or not;
  *   - without P it has no PSE, and some flag besides G: with no flag left the children would be read as empty or not
  *     inverted.  Its frame may be any.
  * Changed on purpose: level 2 to 1 moves PAT and drops PSE; without P, G goes.  With enforcing, RW and NX may go from
@@ -44,7 +44,7 @@ int main(void)
     number = nondet_unsigned();
     ASSUME(number < TABLE_ENTRIES);
     if (present)
-        ASSUME((raw & RMPC_PTE_PSE) && !(raw & (size * 512 - 1) & ~UINT64_C(0x1fff)));
+        ASSUME(raw & RMPC_PTE_PSE);
     else
         ASSUME(!(raw & RMPC_PTE_PSE) && (raw & ~(RMPC_PTE_ADDRESS & ~c_bit) & ~RMPC_PTE_G));
 

@@ -390,7 +390,9 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
     dmap = library.new("struct rmpc_dmap *")
     config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
     assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
-    for field, value in (("levels", 3), ("levels", 6), ("large_level", 0), ("large_level", 4), ("page_offset", 4096)):
+    impossible = [("levels", 3), ("levels", 6), ("large_level", 0), ("large_level", 4), ("page_offset", 4096)]
+    impossible += [("c_bit", 1 << 31), ("c_bit", 1 << 52), ("c_bit", 3 << 47)]
+    for field, value in impossible:
         bad = library.new("struct rmpc_dmap_config *", machine.dmap.config)
         setattr(bad, field, value)
         status = library.rmpc_dmap_init(dmap, machine.mem, bad, mapped, 1, library.ffi.NULL)

@@ -157,6 +157,24 @@ def test_split_of_an_odd_not_present_1g(backend: str) -> None:
     assert host.leaf(0x40001) == (1, inverted(0x40001000, NX | A))
 
 
+@pytest.mark.parametrize(("pfn", "level", "raw"), [(0x400, 2, 0x3FE000), (0x40000, 3, 0x3FFFE000)])
+def test_split_of_a_leaf_with_reserved_bits(backend: str, pfn: int, level: int, raw: int) -> None:
+    """direct-map §1, §4.4: bits between PAT_LARGE and the page's size are no frame, so they are flags, which are ORed
+    in, whatever the child's number has there."""
+    first = Host(backend, HOLE, kernel="6.12")
+    size = 1 << 21 if level == 2 else GIB
+    if level == 2:
+        assert first.call("set_memory_4k", pfn=0, pages=1) == 0  # the first GiB in 2 MiB pages
+    for odd in (1 << 13, raw & (size - 1)):
+        state = with_leaves(first.state(), {(0, level, pfn << 12): pfn << 12 | odd | LARGE_LEAF})
+        host = continued(first, state)
+        assert host.call("set_memory_ro", pfn=pfn, pages=1) == 0
+        step = 1 << 12 if level == 2 else 1 << 21
+        for child in (1, 2, 3, 4, 255, 510, 511):
+            flags = SMALL_LEAF if level == 2 else LARGE_LEAF
+            assert host.leaf(pfn + child * step // 4096) == (level - 1, pfn << 12 | child * step | odd | flags)
+
+
 def test_pat_moves_down(backend: str) -> None:
     """direct-map §1: PAT_LARGE (bit 12) becomes PAT (bit 7) when a 2 MiB leaf is split; the frame has no bit 12."""
     first = Host(backend)

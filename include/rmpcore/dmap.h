@@ -56,7 +56,7 @@ struct rmpc_dmap_config {
     uint64_t page_offset;    /* virtual address of physical 0; a multiple of 1 GiB */
     uint64_t supported_mask; /* entry bits that may be set */
     uint64_t default_mask;   /* entry bits of the boot-time mapping */
-    uint64_t c_bit;          /* memory-encryption bit as a mask, or 0 */
+    uint64_t c_bit;          /* memory-encryption bit as a mask, one of bits 51:32, or 0 */
     uint64_t cache_modes[6]; /* PWT, PCD and PAT bits (small form) of WB, WC, UC-, UC, WT, WP */
     struct rmpc_image image;
     struct rmpc_kernel kernel;
