@@ -6,7 +6,8 @@
  * loops are not unrolled: run gives CBMC an invariant for each ("child number is right once it was written").
  *
  * Assumed of the entry (what a leaf is, §1):
- *   - with P it has PSE; the bits between PAT_LARGE and the page's size are flags, reserved or not;
+ *   - with P it has PSE.  The bits between PAT_LARGE and the page's size are flags; they are reserved, and only where
+ *     none of them is set does the child map what the large page mapped;
  *   - without P it has no PSE, and some flag besides G: with no flag left the children would be read as empty or not
  *     inverted.  Its frame may be any.
  * Changed on purpose: level 2 to 1 moves PAT and drops PSE; without P, G goes.  With enforcing, RW and NX may go from
@@ -64,7 +65,8 @@ int main(void)
 
     const uint64_t got = table[number];
     CLAIM(!((got ^ wanted) & ~yielding) && !(got & ~wanted & yielding), "the child is what the rules say");
-    CLAIM(rmpc_pte_address(got, BELOW, c_bit) == child, "translation kept: frame of the large page + i pages");
+    CLAIM((present && raw & (size * 512 - 1) & ~UINT64_C(0x1fff)) || rmpc_pte_address(got, BELOW, c_bit) == child,
+          "translation kept: frame of the large page + i pages");
     CLAIM(!((got ^ raw) & ~yielding & (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_US | RMPC_PTE_PWT | RMPC_PTE_PCD | RMPC_PTE_NX |
                                        UINT64_C(0x78) << 56 | c_bit)),
           "permissions, keys, cache mode, encryption kept");
