@@ -304,6 +304,19 @@ def test_tables_in_other_frames(backend: str) -> None:
     assert tables(host.state())[2, 0x400000] == 0x3FFE000 | 0x063
 
 
+@pytest.mark.parametrize("map_", [SNP, SMALL_LA57], ids=["four levels", "five levels"])
+def test_bit_7_above_level_3_is_no_pse(backend: str, map_: MachineMap) -> None:
+    """direct-map §1: bit 7 is PSE at levels 2 and 3; further up an entry that is present points to a table."""
+    first = Host(backend, map_)
+    rows = {(0, level, at): raw | PSE for (level, at), raw in tables(first.state()).items() if level > 3}
+    assert len(rows) == map_.levels - 3
+    state = with_tables(first.state(), rows)
+    host = continued(first, state)
+    assert host.state() == state
+    assert host.machine.validate() is None
+    assert host.leaf(0x400) == (2, BASE_LEAF)
+
+
 # saving
 
 

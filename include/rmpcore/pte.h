@@ -41,10 +41,10 @@ static inline uint64_t rmpc_level_size(int level)
 }
 
 /* Does an entry of this level point to a table?  (A large page made not-present has lost PSE too: it is
- * a leaf all the same.) */
+ * a leaf all the same.)  Bit 7 is PSE at levels 2 and 3 only. */
 static inline bool rmpc_pte_is_table(uint64_t raw, int level)
 {
-    return level > 1 && (raw & RMPC_PTE_P) && !(raw & RMPC_PTE_PSE);
+    return level > 1 && (raw & RMPC_PTE_P) && (level > 3 || !(raw & RMPC_PTE_PSE));
 }
 
 /* The address bits of an entry: cut to the level's size for a leaf with PSE, all of 51:12 otherwise. */
