@@ -504,6 +504,18 @@ def test_any_segment_table_is_kept_to_the_bit(cfg: int, rst: list[int], covered:
     assert map_from_json(map_file(machine, {})) == machine
 
 
+def test_rmp_in_memory_is_refused() -> None:
+    """docs/formats.md: memory and RMP are different bytes, also in a dump, which gives memory apart from the e820 rows."""
+    value: dict[str, Any] = map_to_json(load_map(MILAN))
+    base, size = (int(number, 16) for number in value["memory"][0])
+    value["memory"][0] = [hex(base), hex(0x16001000 - base)]
+    value["memory"] = value["memory"][:1]
+    assert size < 0x16001000 - base
+    with pytest.raises(MapError) as caught:
+        dumped_map(Node(value, "dump", MapError))
+    assert str(caught.value) == f"dump: RMP 0x16000000-0x568fffff overlaps memory {base:#x}-0x16000fff"
+
+
 def test_old_dumps_are_still_read() -> None:
     """A map dumped before there were segments: rmp is null, or base and end."""
     for path in (MILAN, ROOT / "examples/maps/dell-r7425-epyc7601-1t.json"):

@@ -191,6 +191,9 @@ class MachineMap:
                 raise MapError(
                     f"RMP {base:#x}-{end:#x} overlaps e820 row {start:#x}-{start + size - 1:#x} of type {kind}"
                 )
+        for start, size in self.memory:
+            if start <= end and base < start + size:
+                raise MapError(f"RMP {base:#x}-{end:#x} overlaps memory {start:#x}-{start + size - 1:#x}")
 
     def _check_segmented(self, rmp: SegmentedRmp) -> None:
         if len(rmp.rst) > RST_ENTRIES:
