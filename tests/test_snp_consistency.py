@@ -1446,10 +1446,17 @@ def test_look_ups(backend: str, kernel: str, hardware: str, reads: bool) -> None
         {"contexts": tuple((pfn, 0) for pfn in range(1025))},
         {"records": ((1 << 52, 0, 0, 0, 0),)},
         {"records": tuple((at * 64, 0, 0, 0, 0) for at in range(1025))},
+        {"contexts": ((6, 0), (5, 0))},
+        {"records": ((0x40, 0, 0, 0, 0), (0x40, 0, 0, 0, 0))},
+        {"bookkeeping": ((6, 1), (5, 1))},
+        {"bookkeeping": ((5, 1), (5, 1))},
+        {"bookkeeping": ((0x400, 1),)},
+        {"bookkeeping": ((5, 0),)},
     ],
 )
 def test_states_that_do_not_fit(backend: str, fields: dict[str, Any]) -> None:
-    """A state is refused that has frames at or above 2**40, or more rows than a machine keeps."""
+    """A state is refused that has frames at or above 2**40, more rows than a machine keeps, or rows out of order
+    (docs/formats.md, "State dump")."""
     host = Host(backend, SNP)
     with pytest.raises(MachineError):
         continued(host, changed(host.state(), **fields))

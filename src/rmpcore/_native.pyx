@@ -579,10 +579,12 @@ cdef class NativeMachine:
         for row in state.records:
             self._must(rmpc_firmware_add_record(&self.firmware, rmpc_record(row[0], row[1], row[2], row[3], row[4])),
                        f"state: metadata record {row[0]:#x}")
+        last = 0
         for asid, count in state.bookkeeping:
-            if not 0 < asid < 1024 or not 0 < count < 1 << 64:
-                raise MachineError(f"state: {count} pages of ASID {asid} cannot be")
+            if not last < asid < 1024 or not 0 < count < 1 << 64:
+                raise MachineError(f"state: {count} pages of ASID {asid} cannot be, or not after those of ASID {last}")
             self.rmp.bookkeeping[<size_t>asid] = count
+            last = asid
         return 0
 
     # ---- MachineLike ----
