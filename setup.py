@@ -2,7 +2,8 @@
 
 The wheel has the headers, the library and a pkg-config file for other people's C programs.  All other configuration is
 in pyproject.toml.  RMPCORE_SANITIZE=address,undefined (or thread) builds library and extension with that sanitizer and
-without optimisation.
+without optimisation; RMPCORE_COVERAGE=1 builds them so that the core counts which of its lines and branches are run
+(tools/coverage.py).
 """
 
 import os
@@ -28,6 +29,9 @@ sanitize = os.environ.get("RMPCORE_SANITIZE", "")
 if sanitize:
     SPEED = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
     LINK = [f"-fsanitize={sanitize}"]
+elif os.environ.get("RMPCORE_COVERAGE"):
+    SPEED = ["-O0", "--coverage"]
+    LINK = ["--coverage"]
 else:
     SPEED = ["-O3", "-fno-math-errno"]
     LINK = []

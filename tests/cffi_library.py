@@ -21,7 +21,7 @@ def build(directory: Path) -> Path:
     """Compile the shared library with nothing but a C compiler; its path."""
     target = directory / SONAME
     sources = [*headers.ROOT.glob("csrc/*.c"), *headers.ROOT.glob("csrc/hosted/*.c")]
-    flags = ["-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-DRMPC_SHARED", f"-I{headers.INCLUDE}"]
+    flags = ["-std=c11", "-fPIC", "-fvisibility=hidden", "-DRMPC_SHARED", f"-I{headers.INCLUDE}", *headers.optimised()]
     link = ["-shared", f"-Wl,-soname,{SONAME}", "-o", str(target)]
     subprocess.run([*headers.compiler(), *flags, *map(str, sorted(sources)), *link], check=True)
     return target

@@ -6,6 +6,7 @@ stand-ins with the few names that ours use, so that what comes out says the same
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -62,6 +63,11 @@ class Field(NamedTuple):
 def compiler() -> list[str]:
     """The C compiler as a command."""
     return ["cc"] if shutil.which("cc") else shlex.split(sysconfig.get_config_var("CC"))
+
+
+def optimised() -> list[str]:
+    """Flags for core code that a test compiles and runs: fast, or so that tools/coverage.py sees what was run."""
+    return ["-O0", "--coverage"] if os.environ.get("RMPCORE_COVERAGE") else ["-O2"]
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from headers import compiler
+from headers import compiler, optimised
 
 import rmpcore
 
@@ -16,8 +16,9 @@ SOURCES = [*(ROOT / "csrc").glob("*.c"), *(ROOT / "csrc/hosted").glob("*.c")]
 def run(name: str, tmp_path: Path, *arguments: str) -> str:
     """Build a program of tests/c with the core's sources, and run it; what it prints."""
     program = tmp_path / name
-    flags = ["-std=c11", "-O2", f"-I{rmpcore.get_include()}", str(ROOT / f"tests/c/{name}.c"), *map(str, SOURCES)]
-    subprocess.run([*compiler(), *flags, "-lpthread", "-o", str(program)], check=True)
+    flags = ["-std=c11", *optimised(), f"-I{rmpcore.get_include()}", "-lpthread"]
+    sources = [ROOT / f"tests/c/{name}.c", *SOURCES]
+    subprocess.run([*compiler(), *flags, *map(str, sources), "-o", str(program)], check=True)
     done = subprocess.run([str(program), *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout

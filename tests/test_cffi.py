@@ -85,11 +85,13 @@ def symbols(library: Library, which: str) -> set[str]:
     return {line.split()[-1].split("@")[0] for line in done.stdout.splitlines()}
 
 
+@pytest.mark.plain_build
 def test_exports_are_what_the_headers_declare(library: Library) -> None:
     assert symbols(library, "--defined-only") == PUBLIC
     assert all(name.startswith("rmpc_") for name in PUBLIC)
 
 
+@pytest.mark.plain_build
 def test_imports_are_few(library: Library) -> None:
     """The four mem functions, and what sparse memory is made of.  Compilers that harden by default add checked forms of
     those; what every shared library gets for its start and its end is not ours."""
@@ -162,7 +164,7 @@ def test_kernels(library: Library) -> None:
         assert library.rmpc_kernel_init(kernel, 6, minor) == library.RMPC_OK
         assert {name: getattr(kernel, name) for name in since} == {name: minor >= at for name, at in since.items()}
     assert library.rmpc_kernel_init(kernel, 7, 0) == library.RMPC_OK and all(getattr(kernel, name) for name in since)
-    for old in ((6, 0), (5, 19), (0, 0), (-1, 5)):
+    for old in ((6, 0), (5, 19), (0, 0), (-1, 5), (6, -1)):
         assert library.rmpc_kernel_init(kernel, *old) == library.RMPC_ERR_KERNEL
 
 
@@ -200,6 +202,10 @@ def test_memory_is_checked(library: Library) -> None:
         assert library.rmpc_mem_check(mem) == library.RMPC_ERR_RANGE, (field, value)
         setattr(ranges[0], field, good)
     assert library.rmpc_mem_check(mem) == library.RMPC_OK
+    ranges[1].base = library.RMPC_PHYSICAL_LIMIT - PAGE
+    assert library.rmpc_mem_check(mem) == library.RMPC_OK
+    ranges[1].size = 2 * PAGE
+    assert library.rmpc_mem_check(mem) == library.RMPC_ERR_RANGE
 
 
 @calls("rmpc_mem_at", "rmpc_mem_read", "rmpc_mem_write")
@@ -282,6 +288,43 @@ def test_pool(library: Library) -> None:
     pool.busy, pool.busy_count = busy, 1
     library.rmpc_pool_init(pool)
     assert [library.rmpc_pool_alloc(pool) for _ in range(2)] == [0x1000, NO_PAGE]
+
+
+@calls("rmpc_pool_init", "rmpc_pool_alloc", "rmpc_pool_free")
+def test_pages_that_a_pool_does_not_take(library: Library) -> None:
+    """What is not allocatable memory is not given out again; links that somebody wrote over end the list."""
+    mem, kept = two_ranges(library)
+    pool = library.new("struct rmpc_pool *", {"mem": mem})
+    library.rmpc_pool_init(pool)
+    assert library.rmpc_pool_alloc(pool) == NO_PAGE
+    memory = library.new("struct rmpc_extent[]", [(0x2000, 0x1000)])
+    pool.memory, pool.memory_count = memory, 1
+    library.rmpc_pool_init(pool)
+    for page in (0x1000, 0x5000):  # memory, but not the pool's
+        library.rmpc_pool_free(pool, page)
+    assert [library.rmpc_pool_alloc(pool) for _ in range(2)] == [0x2000, NO_PAGE]
+    reserved = library.new("struct rmpc_extent[]", [(0x2000, 0x10)])
+    pool.reserved, pool.reserved_count = reserved, 1
+    library.rmpc_pool_free(pool, 0x2000)
+    assert library.rmpc_pool_alloc(pool) == NO_PAGE
+    memory = library.new("struct rmpc_extent[]", [(0x1000, 0x2000), (0x5000, 0x1000)])
+    pool.memory, pool.memory_count = memory, 2
+    # a page given back that is lower than one that never was out
+    library.rmpc_pool_init(pool)
+    library.rmpc_pool_free(pool, 0x1000)
+    assert library.rmpc_pool_alloc(pool) == 0x5000
+    for link in (NO_PAGE - 1, 0x9000, 0x4000, 0x5000):
+        pool.reserved_count = 0
+        library.rmpc_pool_init(pool)
+        given = [library.rmpc_pool_alloc(pool) for _ in range(3)]
+        assert given == [0x5000, 0x2000, 0x1000]
+        library.rmpc_pool_free(pool, 0x2000)
+        library.rmpc_pool_free(pool, 0x5000)
+        library.ffi.cast("uint64_t *", kept[2] + 0x2000)[0] = link  # where 0x5000 lies
+        library.rmpc_pool_free(pool, 0x1000)
+        again = [library.rmpc_pool_alloc(pool) for _ in range(5)]
+        pages = [page for page in again if page != NO_PAGE]
+        assert pages and len(set(pages)) == len(pages) and set(pages) <= set(given), hex(link)
 
 
 @calls("rmpc_sparse_map", "rmpc_sparse_unmap")
@@ -390,9 +433,11 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
     dmap = library.new("struct rmpc_dmap *")
     config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
     assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
-    impossible = [("levels", 3), ("levels", 6), ("large_level", 0), ("large_level", 4), ("page_offset", 4096)]
-    impossible += [("c_bit", 1 << 31), ("c_bit", 1 << 52), ("c_bit", 3 << 47)]
-    for field, value in impossible:
+    fields: list[tuple[str, Any]] = [("levels", 3), ("levels", 6), ("large_level", 0), ("large_level", 4)]
+    # not on a 1 GiB line, in the user's half, without room above it
+    fields += [("page_offset", 4096), ("page_offset", 1 << 40), ("page_offset", m.U64 & -m.GIB)]
+    fields += [("c_bit", 1 << 31), ("c_bit", 1 << 52), ("c_bit", 3 << 47), ("cache_modes", [0, 0, 1, 0, 0, 0])]
+    for field, value in fields:
         bad = library.new("struct rmpc_dmap_config *", machine.dmap.config)
         setattr(bad, field, value)
         status = library.rmpc_dmap_init(dmap, machine.mem, bad, mapped, 1, library.ffi.NULL)
@@ -407,6 +452,20 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
         machine.mem.fail_count = fail
         library.rmpc_dmap_init(dmap, machine.mem, config, mapped, room, library.ffi.NULL)
         assert library.rmpc_dmap_boot(dmap, boot) == getattr(library, f"RMPC_ERR_{status}")
+    nowhere = library.new("struct rmpc_extent *", (1 << 46, PAGE))
+    empty = library.new("struct rmpc_extent *", (0, 0))
+    library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL)
+    refused: list[tuple[str, Any]] = [
+        ("max_pfn", 0),
+        ("max_pfn", (1 << 34) + 1),
+        ("memory", empty),
+        ("memory", nowhere),
+    ]
+    for field, value in refused:
+        good = getattr(boot, field)
+        setattr(boot, field, value)
+        assert library.rmpc_dmap_boot(dmap, boot) == library.RMPC_ERR_RANGE, field
+        setattr(boot, field, good)
     machine.mem.count = 0
     assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
     machine.mem.count = 1
@@ -441,6 +500,34 @@ def test_a_list_can_be_stopped(library: Library) -> None:
     assert seen == [4, 3, 2]
 
 
+@calls("rmpc_dmap_init rmpc_dmap_list rmpc_dmap_census rmpc_dmap_put_high_path rmpc_dmap_put_table rmpc_dmap_put_leaf")
+def test_a_direct_map_without_a_root(library: Library) -> None:
+    """Between rmpc_dmap_init() and what builds it there is nothing, and nothing can be put there."""
+    machine = CffiMachine(library, m.IMAGE)
+    dmap = library.new("struct rmpc_dmap *")
+    mapped = library.new("struct rmpc_frames[]", 1)
+    config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+    assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
+    seen: list[int] = []
+    listed = library.ffi.callback(
+        "bool(void *, const struct rmpc_dmap_entry *)", lambda _, e: bool(seen.append(e.level))
+    )
+    library.rmpc_dmap_list(dmap, m.PAGE_OFFSET, 1 << 46, 5, listed, library.ffi.NULL)
+    library.rmpc_dmap_list(machine.dmap, m.PAGE_OFFSET, 0, 5, listed, library.ffi.NULL)
+    assert seen == []
+    census = library.new("struct rmpc_census *", {"missing": 7})
+    library.rmpc_dmap_census(dmap, census)
+    assert library.ffi.buffer(census)[:] == bytes(library.ffi.sizeof("struct rmpc_census"))
+    assert library.rmpc_dmap_put_high_path(dmap) == library.RMPC_ERR_STATE
+    assert library.rmpc_dmap_put_root(dmap, 0x1000) == library.RMPC_OK
+    high = m.HIGH_MAPPING
+    # something else is where a table of that way has to be
+    assert library.rmpc_dmap_put_table(dmap, high & -(1 << 39), 4, 0x2000 | m.BOOT_TABLE) == library.RMPC_OK
+    assert library.rmpc_dmap_put_leaf(dmap, high, 3, 0) == library.RMPC_ERR_STATE
+    assert library.rmpc_dmap_put_leaf(dmap, high, 3, m.LARGE_LEAF) == library.RMPC_OK
+    assert library.rmpc_dmap_put_high_path(dmap) == library.RMPC_ERR_STATE
+
+
 @calls("rmpc_dmap_add_mapped", "rmpc_dmap_is_mapped")
 def test_mapped_ranges(library: Library) -> None:
     machine = CffiMachine(library, m.SMALL)
@@ -451,6 +538,7 @@ def test_mapped_ranges(library: Library) -> None:
         assert library.rmpc_dmap_add_mapped(dmap, start, end) == library.RMPC_OK
         return [(frames.start, frames.end) for frames in dmap.mapped[0 : dmap.mapped_count]]
 
+    assert added(10, 10) == []
     assert added(10, 20) == [(10, 20)]
     assert added(30, 40) == [(10, 20), (30, 40)]
     assert added(20, 25) == [(10, 25), (30, 40)]
@@ -518,7 +606,36 @@ def test_invariants(library: Library) -> None:
     machine.dmap.root = 1 << 40
     assert broken() == library.RMPC_BROKEN_ROOT
     machine.dmap.root = root
-    assert machine.validate() is None
+    # tables: one twice, one that is no memory, more than there is room to note
+    tables = library.ffi.cast("uint64_t *", library.ffi.from_buffer(machine.bytes_at(root, PAGE)))
+    free = next(at for at in range(512) if not tables[at])
+    used = next(at for at in range(512) if tables[at])
+    for raw, name in ((tables[used], "TABLE_SHARED"), (1 << 51 | m.BOOT_TABLE, "TABLE_PAGE")):
+        tables[free] = raw
+        assert broken() == getattr(library, f"RMPC_BROKEN_{name}")
+        # what names no memory is as good as nothing
+        assert machine.census()["missing"] == 0
+        machine.state()
+    tables[free] = 0
+    assert library.rmpc_dmap_validate(machine.dmap, scratch, 1, where) == library.RMPC_BROKEN_TABLE_COUNT
+    walk = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000)
+    tables[used], kept = 1 << 51 | m.BOOT_TABLE, tables[used]
+    assert library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000).entry == library.ffi.NULL
+    tables[used] = kept
+    assert library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000).entry == walk.entry
+    # the list of mapped frames
+    frames, count = machine.dmap.mapped[0], machine.dmap.mapped_count
+    for start, end in ((5, 5), (6, 5)):
+        machine.dmap.mapped[0].start, machine.dmap.mapped[0].end = start, end
+        assert broken() == library.RMPC_BROKEN_MAPPED
+    machine.dmap.mapped[0].start, machine.dmap.mapped[0].end = 0, 0x2000
+    machine.dmap.mapped[1].start, machine.dmap.mapped[1].end = 0x2000, 0x4000
+    machine.dmap.mapped_count = 2
+    assert broken() == library.RMPC_BROKEN_MAPPED
+    machine.dmap.mapped[1].start = 0x2001
+    assert broken() == library.RMPC_INVARIANTS_HOLD
+    machine.dmap.mapped[0].end, machine.dmap.mapped_count = 0x4000, count
+    assert frames and machine.validate() is None
 
 
 @calls("rmpc_set_memory", "rmpc_change_page_attr")
@@ -530,6 +647,9 @@ def test_what_is_no_change_of_attributes(library: Library) -> None:
     for call in (library.RMPC_SET_MEMORY_END, 1 << 20, 0xFFFF_FFFF):
         assert library.rmpc_set_memory(machine.dmap, call, page[0]) == m.EFAULT
     assert library.rmpc_set_memory(machine.dmap, library.RMPC_SET_MEMORY_RO, outside[0]) == m.EFAULT
+    for va in (m.HIGH_MAPPING + m.GIB, m.HIGH_MAPPING + m.GIB + PAGE, m.PAGE_OFFSET + (1 << 46) + PAGE):
+        page_there = library.new("struct rmpc_pages *", {"va": va, "count": 1})
+        assert library.rmpc_set_memory(machine.dmap, library.RMPC_SET_MEMORY_RO, page_there[0]) == m.EFAULT
     assert library.rmpc_change_page_attr(machine.dmap, page[0], 0x1000, 0) == m.EFAULT
     assert differences(machine.state(), before) == []
 
@@ -608,6 +728,11 @@ def test_where_a_table_can_be(library: Library) -> None:
     assert measured(base, base + 0x4000 + 14)[0] == library.RMPC_ERR_ARGUMENT
     assert measured(base + 8, end)[0] == library.RMPC_ERR_ARGUMENT
     assert measured(base, end + 1)[0] == library.RMPC_ERR_RANGE
+    assert measured(base, base - 1)[0] == measured(base, 1 << 52)[0] == library.RMPC_ERR_ARGUMENT
+    profile.vmpls, kept = 0, profile.vmpls
+    assert measured(base, end)[0] == library.RMPC_ERR_ARGUMENT
+    profile.vmpls = kept
+    assert probed(base, end, 1 << 61) == library.RMPC_ERR_RMP_SMALL
     assert machine.rmp.frames == m.SNP_COVERED
     rmp, segment = library.new("struct rmpc_rmp *"), library.new("struct rmpc_rmp_segment[]", 1)
     msrs = library.new("struct rmpc_rmp_msrs *", (base, end + 1, 0))
@@ -616,6 +741,88 @@ def test_where_a_table_can_be(library: Library) -> None:
     msrs.end = end
     assert library.rmpc_rmp_init(rmp, msrs, *arguments) == library.RMPC_OK
     assert (rmp.count, rmp.frames, segment[0].pa) == (1, m.SNP_COVERED, base + 0x4000)
+
+
+@calls("rmpc_rmp_measure", "rmpc_sparse_map", "rmpc_sparse_unmap")
+def test_a_table_for_more_frames_than_there_are(library: Library) -> None:
+    """rmp §1.6: frames below 2^40 are covered, however long the table is."""
+    size = (1 << 44) + 0x4000 + PAGE
+    part = library.new("struct rmpc_range *", {"base": 0, "size": size})
+    assert library.rmpc_sparse_map(part, False) == library.RMPC_OK
+    mem = library.new("struct rmpc_mem *", {"ranges": part, "count": 1})
+    profile = library.new("struct rmpc_hardware *")
+    library.rmpc_hardware_init(profile, library.RMPC_PART_MILAN)
+    msrs, room = library.new("struct rmpc_rmp_msrs *", (0, size - 1, 0)), library.new("struct rmpc_rmp_room *")
+    assert library.rmpc_rmp_measure(msrs, mem, profile, room) == library.RMPC_OK
+    assert (room.segments, room.words) == (1, (1 << 40) // 512)
+    library.rmpc_sparse_unmap(part)
+
+
+@calls("rmpc_rmp_probe", "rmpc_rmp_measure")
+def test_where_a_segmented_table_can_be(library: Library) -> None:
+    """rmp §1.7: not where there is no memory: for the segment table, for the bookkeeping, for a segment."""
+    machine = CffiMachine(library, m.SNP)
+    profile = library.new("struct rmpc_hardware *")
+    library.rmpc_hardware_init(profile, library.RMPC_PART_TURIN)
+    profile.segment_min = 30
+    kernel = library.new("struct rmpc_kernel *")
+    library.rmpc_kernel_init(kernel, 6, 14)
+    room = library.new("struct rmpc_rmp_room *")
+    base, cfg = 1 << 20, 30 << 8 | 1
+
+    def found(base: int, shift: int = 30) -> tuple[int, int]:
+        msrs = library.new("struct rmpc_rmp_msrs *", (base, 0, shift << 8 | 1))
+        probed = library.rmpc_rmp_probe(msrs, machine.mem, profile, kernel, 0x4000)
+        return probed, library.rmpc_rmp_measure(msrs, machine.mem, profile, room)
+
+    outside = 1 << 45
+    assert found(outside) == (library.RMPC_ERR_RANGE, library.RMPC_ERR_RANGE)
+    assert found(base, 52)[0] == found(base, 29)[0] == library.RMPC_ERR_RMP_SEGMENT
+    # one entry: 1 GiB, its table where no memory is; then where memory is
+    for at, status in ((outside, "ERR_RANGE"), (4 << 20, "OK")):
+        machine.bytes_at(base + 0x4000, 8)[:] = struct.pack("<Q", at | 1)
+        assert found(base) == (library.RMPC_OK, getattr(library, f"RMPC_{status}"))
+    # the segment table lies in memory, the bookkeeping before it does not
+    beyond = CffiMachine(library, m.build_map([(0x10_4000, 8 << 20)], e820=[(0x10_4000, 8 << 20, 1)]))
+    beyond.bytes_at(base + 0x4000, 8)[:] = struct.pack("<Q", 4 << 20 | 1)
+    msrs = library.new("struct rmpc_rmp_msrs *", (base, 0, cfg))
+    assert library.rmpc_rmp_measure(msrs, beyond.mem, profile, room) == library.RMPC_ERR_RANGE
+
+
+@calls("rmpc_rmp_init", "rmpc_machine_apply")
+def test_a_table_without_words(library: Library) -> None:
+    """rmp_table.h: words may be NULL; then each entry is looked at each time, and all comes to the same."""
+    machine = CffiMachine(library, m.SNP)
+    rmp = machine.rmp
+    msrs = library.new("struct rmpc_rmp_msrs *", rmp.msrs)
+    profile = library.new("struct rmpc_hardware *", rmp.hardware)
+    arguments = (msrs, machine.mem, profile, 0, rmp.segments, library.ffi.NULL)
+    assert library.rmpc_rmp_init(rmp, *arguments) == library.RMPC_OK
+    machine.record_events(True)
+    oracle = oracle_of(m.SNP)
+    ops = [
+        make_op("SNP_INIT"),
+        make_op("rmp_make_private", pfn=0x233, gpa=0x5000, level=1, asid=5),
+        make_op("rmp_make_private", pfn=0x400, gpa=0x20_0000, level=2, asid=5),
+        *(
+            make_op("access", who=0, access=1, pa=pfn << 12, level=level)
+            for pfn in (0x232, 0x633)
+            for level in (1, 2, 3)
+        ),
+        make_op("host_write", pfn=0x234),
+        make_op("host_write", pfn=0x801),
+        make_op("PSMASH", pa=0x400_000),
+        make_op("rmp_make_shared", pfn=0x233, level=1),
+        make_op("rmp_mark_pages_firmware", pfn=0x800, pages=2),
+        make_op("SNP_PAGE_RECLAIM", pa=0x800_000),
+        make_op("dump_rmpentry", pfn=0x633),
+        make_op("SNP_SHUTDOWN", iommu=1),
+        make_op("SNP_INIT"),
+    ]
+    for op in ops:
+        assert machine.apply(op) == oracle.apply(op), op
+        assert machine.take_events().tobytes() == oracle.take_events().tobytes(), op
+    assert differences(machine.state(), oracle.state()) == []
 
 
 @calls("rmpc_rmp_get", "rmpc_rmp_set", "rmpc_rmp_touch", "rmpc_rmp_next_used", "rmpc_rmp_is_own")
@@ -807,6 +1014,25 @@ def test_blocks_at_the_ends(library: Library) -> None:
     assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 1, blocks, 3) == 0
 
 
+@calls("rmpc_rmp_end_blocks")
+def test_blocks_of_many_segments(library: Library) -> None:
+    """host §1: both ends of each segment's table; each block once, in order, wherever the tables lie."""
+    machine = CffiMachine(library, m.SNP)
+    segments = library.new("struct rmpc_rmp_segment[]", 3)
+    mib = 1 << 20
+    for segment, (pa, size) in zip(segments, ((41 * mib, 2 * mib), (20 * mib, 3 * mib), (0, 0)), strict=True):
+        segment.pa, segment.bytes = pa, size
+    rmp = library.new("struct rmpc_rmp *", machine.rmp[0])
+    rmp.segments, rmp.count = segments, 3
+    # the bookkeeping ends in the block where the first segment's table begins
+    rmp.msrs.base, rmp.msrs.cfg = 40 * mib, 1
+    usable = library.new("struct rmpc_extent[]", [(0, 64 * mib)])
+    blocks = library.new("struct rmpc_extent[]", [(7, 7)] * 5)
+    expected = [22 * mib, 40 * mib, 42 * mib]
+    assert library.rmpc_rmp_end_blocks(rmp, usable, 1, blocks, 5) == 3
+    assert [(one.base, one.size) for one in blocks] == [*((base, 2 * mib) for base in expected), (7, 7), (7, 7)]
+
+
 @calls("rmpc_insn_decode")
 def test_decoding(library: Library) -> None:
     """rmp §2.1: the bytes of the six, prefixes, and what is cut short."""
@@ -959,6 +1185,33 @@ def test_the_hosts_accesses(library: Library) -> None:
     assert library.rmpc_host_access(machine.host, 0x232, library.RMPC_HOST_WRITE, level).reason == none
     assert level[0] == 1
     assert machine.counters()["fault_repairs"] == 1
+
+
+@pytest.mark.parametrize("kind", ["HOST_READ", "HOST_WRITE", "KVM_READ", "KVM_WRITE"])
+@calls("rmpc_host_access", "rmpc_host_access_all")
+def test_many_of_the_hosts_accesses(library: Library, kind: str) -> None:
+    """host §6.3, §6.5: many at once are what each is by itself, through a window as well; more than are fetched
+    ahead, and through tables of each depth."""
+    for policy in ("kmap", "upstream"):
+        machine, single = (CffiMachine(library, m.SNP, policy=policy) for _ in range(2))
+        for one in (machine, single):
+            one.write_rmp(0x233, m.ASSIGNED, 0)
+            for op in (
+                make_op("set_memory_4k", pfn=0x233, pages=1),
+                make_op("set_memory_ro", pfn=0x235, pages=1),
+                make_op("set_memory_np", pfn=0x236, pages=1),
+            ):
+                assert one.apply(op).ret == 0
+        frames = [0x232, 0x233, 0x400, 0x235, 0x236, 0xFFFF, 1 << 30, *range(0x600, 0x620)]
+        pfns, outcomes = library.new("uint64_t[]", frames), library.new("struct rmpc_outcome[]", len(frames))
+        which = getattr(library, f"RMPC_{kind}")
+        library.rmpc_host_access_all(machine.host, pfns, len(frames), which, outcomes)
+        level = library.new("int *")
+        for pfn, outcome in zip(frames, outcomes, strict=True):
+            assert as_bytes(library, library.rmpc_host_access(single.host, pfn, which, level)) == as_bytes(
+                library, outcome
+            )
+        assert machine.counters() == single.counters()
 
 
 # ---- the same ops as the oracle ----

@@ -327,11 +327,9 @@ def test_each_allocation_on_other_machines(kind: str, name: str) -> None:
     needed = 0
     for call in listed(WORLDS[kind], name):
         needed += check_call(WORLDS[kind], "upstream", prepared(kind), call)
-    assert (
-        needed
-        or name in {*NEVER_HERE, "set_direct_map_default_noflush", "set_memory_rox"}
-        or kind in ("1G", "five levels")
-    )
+    # not every kernel has them, not every machine an RMP and its firmware
+    spared = {*NEVER_HERE, *DIRECT, "set_memory_rox", "snp_reclaim_pages"}
+    assert needed or name in spared or kind in ("1G", "five levels")
 
 
 @functools.cache

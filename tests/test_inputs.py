@@ -505,7 +505,7 @@ def test_any_segment_table_is_kept_to_the_bit(cfg: int, rst: list[int], covered:
 
 
 def test_rmp_in_memory_is_refused() -> None:
-    """docs/formats.md: memory and RMP are different bytes, also in a dump, which gives memory apart from the e820 rows."""
+    """docs/formats.md: memory and RMP are different bytes, also in a dump, which gives memory apart from its rows."""
     value: dict[str, Any] = map_to_json(load_map(MILAN))
     base, size = (int(number, 16) for number in value["memory"][0])
     value["memory"][0] = [hex(base), hex(0x16001000 - base)]

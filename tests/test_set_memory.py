@@ -1261,3 +1261,21 @@ def test_4k_of_the_high_mapping(backend: str) -> None:
     assert host.leaf(0x1203) == (1, 0x1203000 | SMALL_LEAF | SOFTW3)
     assert host.leaf(0x1204) == (1, 0x1204000 | SMALL_LEAF)
     assert kinds(host.events()) == [*SPLIT_EVENTS * 2, EventKind.FLUSH_ALL]
+
+
+def test_cache_lines_of_a_leaf_that_goes_further(backend: str) -> None:
+    """§4.6: cache lines of the pages asked for, not of all that the last leaf maps."""
+    host = Host(backend, kernel="6.12")
+    assert host.call("set_memory_np", pfn=0x600, pages=1) == 0
+    assert host.change("_set_memory_uc", [0x800, 0x9FF]) == 0
+    host.events()
+    # the small pages before it are changed, the large one is what is wanted already
+    assert host.call("set_memory_4k", pfn=0x7FF, pages=1) == 0
+    host.events()
+    assert host.change("_set_memory_uc", [0x7F0, 0x80F]) == 0
+    assert host.leaf(0x800) == (2, 0x800000 | LARGE_LEAF | PCD)
+    address = PAGE_OFFSET + (0x7F0 << 12)
+    assert [(event.kind, event.a, event.b) for event in host.events()] == [
+        (EventKind.FLUSH_PAGES, address, 0x20),
+        (EventKind.FLUSH_CACHE, address, 0x20),
+    ]

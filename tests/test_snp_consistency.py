@@ -1187,6 +1187,62 @@ def test_swap_out_and_in(backend: str) -> None:
     assert command(host, "SNP_PAGE_SWAP_IN", **swap) == 0x1B
 
 
+def test_records_are_in_order(backend: str) -> None:
+    """rmp §4.2: sorted by address, whichever comes or goes; those of another guest stay when one is forgotten."""
+    host = swap_host(backend)
+    assert command(host, "SNP_GCTX_CREATE", gctx=0x805000) == 0
+    assert command(host, "SNP_ACTIVATE", gctx=0x805000, asid=6) == 0
+    assert command(host, "SNP_MD_INIT", gctx=0x805000, pa=0x806000) == 0
+    for pfn in (0x402, 0x403, 0x404):
+        host.assign(pfn, gpa=pfn << 12, immutable=1, asid=6 if pfn == 0x404 else 5)
+    assert swap_out(host, 0x401, 0x801080) == 0
+    assert swap_out(host, 0x404, 0x806000, gctx=0x805000) == 0
+    assert swap_out(host, 0x402, 0x801040) == 0
+    assert swap_out(host, 0x403, 0x8010C0) == 0
+    order = [0x801040, 0x801080, 0x8010C0, 0x806000]
+    assert [row[0] for row in host.state().records] == order
+    host.assign(0x501, immutable=1)
+    swap = {"gctx": 0x800000, "src": 0x802000, "dst": 0x501000, "mdata": 0x801080, "size": 0}
+    assert command(host, "SNP_PAGE_SWAP_IN", **swap) == 0
+    assert [row[0] for row in host.state().records] == [at for at in order if at != 0x801080]
+    # a metadata page goes, another's records stay
+    assert command(host, "SNP_DECOMMISSION", gctx=0x800000) == 0
+    assert [row[:2] for row in host.state().records] == [(0x806000, 0x805)]
+    assert host.state().contexts == ((0x805, 6),)
+
+
+def test_a_context_that_was_stored_over(backend: str) -> None:
+    """rmp §4.2, SNP_GCTX_CREATE: the page is Firmware again by hand: its context is a new one, without an ASID."""
+    host = activated(backend)
+    assert host.state().contexts == ((0x800, 5),)
+    host.machine.write_rmp(0x800, FIRMWARE_PAGE, 0)
+    assert command(host, "SNP_ACTIVATE", gctx=0x800000, asid=7) == 0x10
+    assert command(host, "SNP_GCTX_CREATE", gctx=0x800000) == 0
+    assert host.state().contexts == ((0x800, 0),)
+
+
+def test_swapping_has_owners_and_sizes(backend: str) -> None:
+    """rmp §4.2: SNP_PAGE_SWAP_OUT, _IN, _MOVE: not activated: INACTIVE; another guest's page: INVALID_PAGE_OWNER; 2M
+    where nothing is aligned: INVALID_ADDRESS."""
+    host = swap_host(backend)
+    host.assign(0xA00, size=1, gpa=GIB, immutable=1)
+    assert swap_out(host, 0xA00, size=1, dst=1 << 45) == 0
+    swap = {"gctx": 0x800000, "src": (1 << 45) + 0x1000, "dst": 0xA00000, "mdata": 0x801040, "size": 1}
+    assert command(host, "SNP_PAGE_SWAP_IN", **swap) == 0x9
+    assert command(host, "SNP_PAGE_SWAP_IN", **swap | {"src": 1 << 45}) == 0
+    assert swap_out(host) == 0
+    host.assign(0x502, immutable=1, asid=9)
+    swap = {"gctx": 0x800000, "src": 0x802000, "dst": 0x502000, "mdata": 0x801040, "size": 0}
+    assert command(host, "SNP_PAGE_SWAP_IN", **swap) == 0x1C
+    move = {"gctx": 0x800000, "src": 0x401000, "dst": 0x502000, "size": 0}
+    assert command(host, "SNP_PAGE_MOVE", **move) == 0x1C
+    assert command(host, "SNP_PAGE_UNSMASH", pa=0x401000) == 0x9
+    idle = continued(host, changed(host.state(), contexts=((0x800, 0),)))
+    assert command(idle, "SNP_PAGE_SWAP_IN", **swap) == 0x08
+    assert swap_out(idle, 0x401, 0x801080) == 0x08
+    assert command(idle, "SNP_PAGE_MOVE", **move) == 0x08
+
+
 @pytest.mark.parametrize("mdata", [0x801001, 0x801020, 0x801FFF])
 def test_records_are_64_bytes_apart(backend: str, mdata: int) -> None:
     """rmp §4.2: a metadata record has 64 bytes: bits 5:0 of its address are 0."""

@@ -172,6 +172,16 @@ def test_empty_tables_are_fine(backend: str) -> None:
     assert broken(continued(host, with_tables(state, {(0, 2, 0x400000): 0}))) == ""
 
 
+def test_nothing_is_mapped(backend: str) -> None:
+    """Not a table: all is missing, also where the direct map begins inside a slot of the root."""
+    for map_ in (SMALL_RANDOM, SMALL_LA57):
+        first = Host(backend, map_)
+        state = first.state()
+        host = continued(first, changed(state, tables=state.tables[:0], leaves=state.leaves[:0]))
+        assert broken(host) == ""
+        assert host.machine.census() == {"4k": 0, "2m": 0, "1g": 0, "missing": 0}
+
+
 def test_validate_changes_nothing(backend: str) -> None:
     host = Host(backend, dataclasses.replace(IMAGE, c_bit=1 << 47), kernel="7.3")
     before = host.state()
