@@ -160,6 +160,8 @@ enum rmpc_status rmpc_rmp_probe(const struct rmpc_rmp_msrs *msrs, const struct r
                                 const struct rmpc_hardware *hardware, const struct rmpc_kernel *kernel,
                                 uint64_t max_pfn)
 {
+    if (rmpc_hardware_check(hardware) != RMPC_OK)
+        return RMPC_ERR_ARGUMENT;
     if (!(msrs->cfg & RMPC_RMP_CFG_SEGMENTED))
         return probe_contiguous(msrs, kernel, max_pfn);
     /* who does not know of segments looks at RMP_END, which is 0 */

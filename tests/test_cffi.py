@@ -717,6 +717,10 @@ def test_where_a_table_can_be(library: Library) -> None:
     assert probed(0, 0) == library.RMPC_ERR_RMP_NONE
     assert probed(base, base - 1) == library.RMPC_ERR_RMP_ORDER
     assert probed(base, end, 0x10000) == library.RMPC_ERR_RMP_SMALL
+    # a profile that says of the segment table that it is larger than it can be
+    profile.segment_limit, profile.segment_cached = 1, 1 << 16
+    assert probed(base, end) == library.RMPC_ERR_ARGUMENT
+    profile.segment_limit, profile.segment_cached = 0, 512
 
     def measured(base: int, end: int) -> tuple[int, int]:
         msrs, room = library.new("struct rmpc_rmp_msrs *", (base, end, 0)), library.new("struct rmpc_rmp_room *")

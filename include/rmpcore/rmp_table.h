@@ -139,7 +139,7 @@ struct rmpc_rmp {
     uint64_t quick[2];
 };
 
-/* The kernel's checks: RMPC_OK or one of the RMPC_ERR_RMP_* refusals.
+/* The kernel's checks: RMPC_OK or one of the RMPC_ERR_RMP_* refusals.  RMPC_ERR_ARGUMENT: a bad hardware profile.
  *   mem      where the segment table is read (RMPC_ERR_RANGE: not backed)
  *   max_pfn  one past the highest frame of usable memory */
 enum rmpc_status rmpc_rmp_probe(const struct rmpc_rmp_msrs *msrs, const struct rmpc_mem *mem,
