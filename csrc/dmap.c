@@ -119,8 +119,10 @@ static size_t find_mapped(const struct rmpc_dmap *dmap, uint64_t pfn)
 
 bool rmpc_dmap_is_mapped(const struct rmpc_dmap *dmap, uint64_t pfn)
 {
-    size_t i = find_mapped(dmap, pfn + 1);
+    size_t i = find_mapped(dmap, pfn);
 
+    if (i < dmap->mapped_count && dmap->mapped[i].end == pfn)
+        i++;
     return i < dmap->mapped_count && dmap->mapped[i].start <= pfn;
 }
 

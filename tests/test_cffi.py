@@ -546,6 +546,7 @@ def test_mapped_ranges(library: Library) -> None:
     assert added(25, 30) == [(10, 40)]
     assert dmap.max_pfn_mapped == 40
     assert [library.rmpc_dmap_is_mapped(dmap, pfn) for pfn in (9, 10, 39, 40)] == [False, True, True, False]
+    assert not library.rmpc_dmap_is_mapped(dmap, (1 << 64) - 1)  # nothing comes after it
 
 
 @calls("rmpc_dmap_put_root", "rmpc_dmap_put_table", "rmpc_dmap_put_leaf")
