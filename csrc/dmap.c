@@ -10,6 +10,8 @@
 #define SIZE_2M (2 * MIB)
 #define SIZE_1G (KIB * MIB)
 #define FIRST_MIB MIB
+/* What no entry can do without: P to PSE, and the frame.  (NX or G may be missing.) */
+#define NEEDED (RMPC_PTE_ADDRESS | UINT64_C(0xff))
 
 static uint64_t down(uint64_t value, uint64_t unit)
 {
@@ -39,6 +41,8 @@ static bool config_is_possible(const struct rmpc_dmap_config *config)
         return false;
     if (config->large_level < 1 || config->large_level > 3)
         return false;
+    if (~config->supported_mask & NEEDED || ~config->default_mask & NEEDED)
+        return false;
     for (int i = 0; i < 6; i++)
         if (config->cache_modes[i] & ~(RMPC_PTE_PWT | RMPC_PTE_PCD | RMPC_PTE_PAT))
             return false;
@@ -51,12 +55,20 @@ static bool config_is_possible(const struct rmpc_dmap_config *config)
     return !(config->c_bit & (config->c_bit - 1)) && !(config->c_bit & ~RMPC_PTE_ADDRESS);
 }
 
+/* An entry cannot name memory whose addresses have the encryption bit, or more. */
+static bool is_below_c_bit(const struct rmpc_mem *mem, uint64_t c_bit)
+{
+    const struct rmpc_range *last = mem->count ? &mem->ranges[mem->count - 1] : NULL;
+
+    return !c_bit || !last || last->base + last->size <= c_bit;
+}
+
 enum rmpc_status rmpc_dmap_init(struct rmpc_dmap *dmap, struct rmpc_mem *mem, const struct rmpc_dmap_config *config,
                                 struct rmpc_frames *mapped, size_t mapped_room, const struct rmpc_events *events)
 {
     if (!config_is_possible(config))
         return RMPC_ERR_ARGUMENT;
-    if (rmpc_mem_check(mem) != RMPC_OK)
+    if (rmpc_mem_check(mem) != RMPC_OK || !is_below_c_bit(mem, config->c_bit))
         return RMPC_ERR_RANGE;
     memset(dmap, 0, sizeof(*dmap));
     dmap->mem = mem;

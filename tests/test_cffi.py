@@ -437,11 +437,20 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
     # not on a 1 GiB line, in the user's half, without room above it
     fields += [("page_offset", 4096), ("page_offset", 1 << 40), ("page_offset", m.U64 & -m.GIB)]
     fields += [("c_bit", 1 << 31), ("c_bit", 1 << 52), ("c_bit", 3 << 47), ("cache_modes", [0, 0, 1, 0, 0, 0])]
+    # P to PSE and the frame are in every entry; G and NX need not be
+    bits = (1, 1 << 7, 1 << 12, 1 << 51)
+    fields += [(mask, m.U64 & ~bit) for mask in ("default_mask", "supported_mask") for bit in bits]
     for field, value in fields:
         bad = library.new("struct rmpc_dmap_config *", machine.dmap.config)
         setattr(bad, field, value)
         status = library.rmpc_dmap_init(dmap, machine.mem, bad, mapped, 1, library.ffi.NULL)
         assert status == library.RMPC_ERR_ARGUMENT, (field, value)
+    large = CffiMachine(library, m.HOLE)  # up to 5 GiB
+    for bit, status in ((32, "ERR_RANGE"), (33, "OK")):
+        encrypted = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+        encrypted.c_bit = 1 << bit
+        got = library.rmpc_dmap_init(dmap, large.mem, encrypted, mapped, 1, library.ffi.NULL)
+        assert got == getattr(library, f"RMPC_{status}")
     boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "memory_count": 1, "e820_count": 1})
     memory, e820 = (
         library.new("struct rmpc_extent *", (0, 64 << 20)),

@@ -54,7 +54,7 @@ struct rmpc_dmap_config {
     int levels;              /* 4 or 5 */
     int large_level;         /* largest leaf at boot: 3 (1 GiB), 2 or 1 */
     uint64_t page_offset;    /* virtual address of physical 0; a multiple of 1 GiB */
-    uint64_t supported_mask; /* entry bits that may be set */
+    uint64_t supported_mask; /* entry bits that may be set; both masks have at least bits 7:0 and 51:12 */
     uint64_t default_mask;   /* entry bits of the boot-time mapping */
     uint64_t c_bit;          /* memory-encryption bit as a mask, one of bits 51:32, or 0 */
     uint64_t cache_modes[6]; /* PWT, PCD and PAT bits (small form) of WB, WC, UC-, UC, WT, WP */
@@ -142,7 +142,8 @@ static inline uint64_t rmpc_dmap_address(const struct rmpc_dmap *dmap, uint64_t 
 
 /* Set up an empty direct map without a root table.
  *   mapped, mapped_room  the caller's array for the list of mapped ranges
- * RMPC_ERR_ARGUMENT: impossible configuration.  RMPC_ERR_RANGE: see rmpc_mem_check(). */
+ * RMPC_ERR_ARGUMENT: impossible configuration.  RMPC_ERR_RANGE: see rmpc_mem_check(), or memory that reaches the
+ * encryption bit. */
 enum rmpc_status rmpc_dmap_init(struct rmpc_dmap *dmap, struct rmpc_mem *mem, const struct rmpc_dmap_config *config,
                                 struct rmpc_frames *mapped, size_t mapped_room, const struct rmpc_events *events);
 
