@@ -412,6 +412,16 @@ static void map_image(struct boot *boot)
             dmap, va, 2, rmpc_pte_make(va - RMPC_HIGH_MAP + image->phys_base, flags, dmap->config.c_bit));
 }
 
+/* Steps without memory map nothing: the end of the first one with some, going down from `end`. */
+static uint64_t skip_hole(const struct rmpc_boot_memory *memory, uint64_t end, uint64_t step)
+{
+    uint64_t highest = FIRST_MIB;
+
+    for (size_t i = 0; i < memory->memory_count && memory->memory[i].base < end; i++)
+        highest = memory->memory[i].base + memory->memory[i].size;
+    return highest > FIRST_MIB ? smaller(up(highest, step), end) : FIRST_MIB;
+}
+
 enum rmpc_status rmpc_dmap_boot(struct rmpc_dmap *dmap, const struct rmpc_boot_memory *memory)
 {
     struct boot boot = {dmap, memory, RMPC_OK, 0};
@@ -439,7 +449,7 @@ enum rmpc_status rmpc_dmap_boot(struct rmpc_dmap *dmap, const struct rmpc_boot_m
     point = start_point(memory, top);
     end = point;
     step = SIZE_2M;
-    while (end > FIRST_MIB && boot.status == RMPC_OK) {
+    while ((end = skip_hole(memory, end, step)) > FIRST_MIB && boot.status == RMPC_OK) {
         uint64_t start = end > step ? down(end - 1, step) : FIRST_MIB;
         if (start < FIRST_MIB)
             start = FIRST_MIB;

@@ -482,6 +482,26 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
     assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_ERR_RANGE
 
 
+@calls("rmpc_dmap_init", "rmpc_dmap_boot")
+def test_a_boot_does_not_count_through_holes(library: Library) -> None:
+    """direct-map §2.2: steps of 2 MiB from the top down, here of 4 PiB, to 64 MiB in which no block is free."""
+    built = []
+    for max_pfn in (0x4000, 1 << 40):
+        machine = CffiMachine(library, m.SMALL_LA57)
+        mapped = library.new("struct rmpc_frames[]", 4)
+        dmap = machine.dmap
+        all_of_it = library.new("struct rmpc_extent *", (0, 64 << 20))
+        e820 = library.new("struct rmpc_e820 *", (0, 64 << 20, 1))
+        boot = library.new("struct rmpc_boot_memory *", {"max_pfn": max_pfn, "memory_count": 1, "e820_count": 1})
+        boot.memory, boot.reserved, boot.reserved_count, boot.e820 = all_of_it, all_of_it, 1, e820
+        config = library.new("struct rmpc_dmap_config *", dmap.config)
+        assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 4, library.ffi.NULL) == library.RMPC_OK
+        assert library.rmpc_dmap_boot(dmap, boot) == library.RMPC_OK
+        built.append((walked(machine), list(dmap.counters.pages), dmap.max_pfn_mapped))
+    assert built[0] == built[1]
+    assert built[0][2] == 0x4000
+
+
 @calls("rmpc_dmap_lookup")
 def test_lookup_points_into_the_tables(library: Library) -> None:
     """direct-map §3; the entry can be read and written in place."""
