@@ -216,6 +216,33 @@ static bool needs_alias_pages(const struct run *run)
     return run->check_aliases && run->dmap->config.image.text;
 }
 
+/* Pages at va, of `pages`, that the empty slot above level 1 around va stands for; 1 for one of level 1. */
+static uint64_t hole_at(const struct rmpc_dmap *dmap, uint64_t va, uint64_t pages)
+{
+    for (int level = dmap->config.levels; level > 1; level--) {
+        const uint64_t *slot = rmpc_slot_at(dmap, va, level);
+        const uint64_t left = (rmpc_level_size(level) - (va & (rmpc_level_size(level) - 1))) >> RMPC_PAGE_SHIFT;
+
+        if (slot && !*slot)
+            return left < pages ? left : pages;
+    }
+    return 1;
+}
+
+/* How many pages of a hole a run may pass over at once: a hole of terabytes is no reason to take minutes.  A primary run
+ * ends where the direct map does, and looks at each frame that may be the image's. */
+static uint64_t skip_hole_at(const struct run *run, uint64_t va, uint64_t pages)
+{
+    const struct rmpc_dmap *dmap = run->dmap;
+    const uint64_t pfn = rmpc_frame_of(dmap, va);
+
+    if (needs_alias_pages(run) && pfn <= rmpc_frame_of(dmap, up_2m(dmap->config.image.brk_end) - 1))
+        return 1;
+    if (run->primary && pages > dmap->max_pfn_mapped - pfn)
+        pages = dmap->max_pfn_mapped - pfn;
+    return hole_at(dmap, va, pages);
+}
+
 /* Change up to `pages` pages at va that one large leaf, or one table of small ones, maps.
  *   done, pfn  how many pages that were, and the first one's frame */
 static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *done, uint64_t *pfn)
@@ -231,7 +258,7 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
         if (!walk.entry || !*walk.entry) { /* step 1: the direct map may have holes */
             if (run->primary && !in_direct_map(dmap, va))
                 return -RMPC_EFAULT;
-            *done = 1;
+            *done = skip_hole_at(run, va, pages);
             *pfn = rmpc_frame_of(dmap, va);
             return 0;
         }
@@ -460,6 +487,8 @@ static void flush_present(struct rmpc_dmap *dmap, const struct rmpc_pages *pages
             step = (size - (va & (size - 1))) >> RMPC_PAGE_SHIFT;
             if (step > pages->count - i)
                 step = pages->count - i;
+        } else {
+            step = hole_at(dmap, va, pages->count - i);
         }
         if (is_present(&walk)) {
             run += step;

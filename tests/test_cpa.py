@@ -19,6 +19,7 @@ from machines import (
     NX,
     PAGE_OFFSET,
     PC,
+    PCD,
     RW,
     SMALL_LEAF,
     SOFTW3,
@@ -36,7 +37,7 @@ from machines import (
     with_leaves,
 )
 
-from rmpcore.maps import MachineMap
+from rmpcore.maps import KernelImage, MachineMap
 from rmpcore.ops import Event, EventKind, Kind, Refusal
 
 SPLIT_EVENTS = [EventKind.TABLE_ALLOC, EventKind.SPLIT, EventKind.FLUSH_ALL]
@@ -240,6 +241,31 @@ def test_only_a_hole(backend: str, name: str) -> None:
     assert host.call(name, pfn=0xC0000, **pages) == 0
     assert host.state() == before
     assert host.events() == []
+
+
+FAR = build_map([(0, 64 * MIB), (1 << 45, 64 * MIB)])
+"""A hole of 32 TiB, which nobody counts through page by page in the time of a test."""
+
+
+@pytest.mark.parametrize("image", [None, IMAGE.image])
+def test_a_hole_of_terabytes(image: KernelImage | None) -> None:
+    """§4.1, §4.6: pages of a hole count as done, and have no cache lines to flush; the C core passes over them."""
+    host = Host("native", dataclasses.replace(FAR, image=image), kernel="7.3")
+    far = 1 << 33
+    assert host.call("_set_memory_uc", pfn=0x3E00, pages=far - 0x3E00 + 0x200) == 0
+    assert [host.leaf(pfn)[0] for pfn in (0x3E00, 0x4000, far - 1, far)] == [2, 0, 0, 2]
+    assert [host.leaf(pfn)[1] & PCD for pfn in (0x3C00, 0x3E00, far, far + 0x200)] == [0, PCD, PCD, 0]
+    flushed = [(event.a - PAGE_OFFSET >> 12, event.b) for event in host.events() if event.kind == EventKind.FLUSH_CACHE]
+    assert flushed == [(0x3E00, 0x200), (far, 0x200)]
+
+
+def test_a_call_on_all_addresses() -> None:
+    """§4.1, §10: before 6.2 a change of NX alone does not end where the direct map does."""
+    host = Host("native", HOLE, kernel="6.1")
+    assert host.call("set_memory_x", pfn=0, pages=1 << 34) == 0
+    assert {raw & NX for raw in leaves(host.state()).values()} == {0}
+    host = Host("native", HOLE, kernel="6.2")
+    assert host.call("set_memory_x", pfn=0, pages=1 << 34) == EFAULT
 
 
 def test_zero_entry_is_a_hole(backend: str) -> None:
