@@ -1,11 +1,12 @@
 /*
- * rmp §1.7: where the entry of a frame lies in a segmented table.  It never lies outside the table, and no sum overflows.
+ * rmp §1.6 and §1.7: where the entry of a frame lies.  It never lies outside the table, and no sum overflows.
  *
- * For every segment-table entry, every segment size from 1 GiB to 2^51, every frame number of 64 bits: read_segment() of
- * csrc/rmp_table.c, and the inline functions that find() of csrc/rmp_internal.h goes by, themselves.  No loop.
+ * For every RMP_BASE and RMP_END (PART 1), every segment-table entry and segment size from 1 GiB to 2^51 (PART 2), every
+ * frame number of 64 bits: read_contiguous() and read_segment() of csrc/rmp_table.c, and the inline functions that
+ * find() of csrc/rmp_internal.h goes by, themselves.  No loop.
  *
  * Said of numbers: the segment's frames, address and bytes, and a frame's place in it.  That find() adds the place to the
- * pointer that rmpc_mem_at() gave for these very bytes is read, not proven.  The frame's segment is the one
+ * pointer that rmpc_mem_at() gave for these very bytes is read, not proven.  In PART 2 the frame's segment is the one
  * that was read.
  */
 #include "../csrc/rmp_table.c"
@@ -29,6 +30,21 @@ int main(void)
     const uint64_t pfn = nondet_u64();
 
     rmp.segments = &segment;
+#if PART == 1
+    const struct rmpc_rmp_msrs msrs = {nondet_u64(), nondet_u64(), 0};
+
+    if (read_contiguous(&msrs, NULL, &segment) != RMPC_OK)
+        return 0;
+    rmp.count = 1;
+    rmp.shift = WHOLE_SHIFT;
+    CLAIM(rmpc_rmp_segment_of(&rmp, pfn) == (pfn < RMPC_PHYSICAL_LIMIT >> RMPC_PAGE_SHIFT ? &segment : NULL),
+          "a frame of physical memory is in the one segment");
+    CLAIM(asked_pa == msrs.base && asked_size - 1 == msrs.end - msrs.base, "memory is asked for all of the table");
+    ASSUME(pfn < RMPC_PHYSICAL_LIMIT >> RMPC_PAGE_SHIFT);
+    const uint64_t place = pfn, table = msrs.base + 0x4000, last = msrs.end;
+    /* "covered if its whole entry lies at or below RMP_END" */
+    const bool covered = table + 16 * pfn + 15 <= last;
+#else
     const uint64_t raw = nondet_u64();
     const unsigned shift = nondet_unsigned();
 
@@ -46,6 +62,7 @@ int main(void)
     CLAIM(!gib || segment.bytes == (gib < UINT64_C(1) << (shift - 30) ? gib : UINT64_C(1) << (shift - 30)) << 22,
           "4 MiB for each GiB");
     CLAIM(!gib || (asked_pa == table && asked_size == segment.bytes), "memory is asked for all of the segment's table");
+#endif
     CLAIM(rmpc_rmp_offset(&rmp, pfn) == place, "the frame's place in its segment");
     CLAIM((place < segment.frames) == covered, "covered as the rule says");
     if (place >= segment.frames)
@@ -56,4 +73,8 @@ int main(void)
     CLAIM(segment.frames - head <= (last - table + 1) / 16 - head, "and all of its region that is left");
     CLAIM(place / RMPC_REGION_FRAMES < words_for(segment.frames), "there is a word for the region");
     REACHED("an entry");
+#if PART == 1
+    if (segment.frames - head < RMPC_REGION_FRAMES)
+        REACHED("in a region that is cut off");
+#endif
 }
