@@ -502,6 +502,21 @@ def test_a_boot_does_not_count_through_holes(library: Library) -> None:
     assert built[0][2] == 0x4000
 
 
+def test_a_boot_without_memory(library: Library) -> None:
+    """direct-map §2.2: the first MiB is mapped whatever is there, in small pages, since no memory range fills a large
+    one (§2.1 step 2); a row of the e820 that has no bytes keeps nothing."""
+    machine = CffiMachine(library, m.SMALL)
+    dmap, mapped = machine.dmap, library.new("struct rmpc_frames[]", 1)
+    config = library.new("struct rmpc_dmap_config *", dmap.config)
+    assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
+    row = library.new("struct rmpc_e820 *", (0x10_0800, 0, 1))
+    boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "e820": row, "e820_count": 1})
+    assert library.rmpc_dmap_boot(dmap, boot) == library.RMPC_OK
+    found = {row for row in walked(machine) if row[1] == 1}
+    assert found == {(0, 1, pa, pa | m.SMALL_LEAF) for pa in range(0, 0x10_0000, PAGE)}
+    assert [(frames.start, frames.end) for frames in mapped[0 : dmap.mapped_count]] == [(0, 0x100)]
+
+
 @calls("rmpc_dmap_lookup")
 def test_lookup_points_into_the_tables(library: Library) -> None:
     """direct-map §3; the entry can be read and written in place."""
@@ -651,8 +666,15 @@ def test_invariants(library: Library) -> None:
     walk = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000)
     tables[used], kept = 1 << 51 | m.BOOT_TABLE, tables[used]
     assert library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000).entry == library.ffi.NULL
+    assert not any(machine.census().values())
+    assert [row[1] for row in machine.state().tables.tolist()] == [4]
     tables[used] = kept
     assert library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000).entry == walk.entry
+    # dmap.h: leaves of levels 1 to 3 are counted; no entry of level 4 is a leaf
+    census = machine.census()
+    tables[used + 1] = m.RW
+    assert machine.census() == census
+    tables[used + 1] = 0
     # the list of mapped frames
     frames, count = machine.dmap.mapped[0], machine.dmap.mapped_count
     for start, end in ((5, 5), (6, 5)):
@@ -857,6 +879,30 @@ def test_a_table_without_words(library: Library) -> None:
         assert machine.apply(op) == oracle.apply(op), op
         assert machine.take_events().tobytes() == oracle.take_events().tobytes(), op
     assert differences(machine.state(), oracle.state()) == []
+
+
+@calls("rmpc_machine_apply")
+def test_a_region_that_somebody_works_in(library: Library) -> None:
+    """rmp §2.9: FAIL_INUSE, FAIL_OVERLAP if it is the firmware (§1.3), and nothing is looked at; what is changed
+    is counted, and never comes back to "never changed"."""
+    machine = CffiMachine(library, m.SNP)
+    words = machine.rmp.segments[0].regions
+    before = machine.state()
+    update = {"gpa": 0x5000, "assigned": 1, "size": 0, "asid": 5}
+    ops = (make_op("RMPUPDATE", pa=0x233_000, **update), make_op("PSMASH", pa=0x200_000))
+    busy, firmware, step = 1, 2, 8  # as the words say it
+    for word, code in ((busy, m.FAIL_INUSE), (busy | firmware, m.FAIL_OVERLAP)):
+        for op in ops:
+            words[1] = word
+            result = machine.apply(op)
+            assert (result.kind, result.ret) == (Kind.CODE, code)
+            assert words[1] == word
+    words[1] = 0
+    assert machine.state().rmp.tolist() == before.rmp.tolist()
+    words[1] = 2**32 - step
+    assert machine.apply(ops[0]).ret == m.SUCCESS
+    assert words[1] == step
+    assert [pfn for pfn, _, _ in machine.state().rmp.tolist()] == [0x200, 0x233]
 
 
 @calls("rmpc_rmp_get", "rmpc_rmp_set", "rmpc_rmp_touch", "rmpc_rmp_next_used", "rmpc_rmp_is_own")
@@ -1065,6 +1111,13 @@ def test_blocks_of_many_segments(library: Library) -> None:
     expected = [22 * mib, 40 * mib, 42 * mib]
     assert library.rmpc_rmp_end_blocks(rmp, usable, 1, blocks, 5) == 3
     assert [(one.base, one.size) for one in blocks] == [*((base, 2 * mib) for base in expected), (7, 7), (7, 7)]
+    # the first that there is room for, though one that comes before them is found last
+    for segment, pa in zip(segments, (41 * mib, 20 * mib), strict=False):
+        segment.pa = pa
+    for room in (1, 2):
+        blocks = library.new("struct rmpc_extent[]", [(7, 7)] * 3)
+        assert library.rmpc_rmp_end_blocks(rmp, usable, 1, blocks, room) == 3
+        assert [one.base for one in blocks] == [*expected[:room], *[7] * (3 - room)]
 
 
 @calls("rmpc_insn_decode")
@@ -1226,17 +1279,24 @@ def test_the_hosts_accesses(library: Library) -> None:
 def test_many_of_the_hosts_accesses(library: Library, kind: str) -> None:
     """host §6.3, §6.5: many at once are what each is by itself, through a window as well; more than are fetched
     ahead, and through tables of each depth."""
-    for policy in ("kmap", "upstream"):
-        machine, single = (CffiMachine(library, m.SNP, policy=policy) for _ in range(2))
+    for policy, map_ in (("kmap", m.SNP), *(("upstream", map_) for map_ in (m.SNP, m.SNP_HOLE, m.SMALL))):
+        machine, single = (CffiMachine(library, map_, policy=policy) for _ in range(2))
         for one in (machine, single):
-            one.write_rmp(0x233, m.ASSIGNED, 0)
+            if map_ is not m.SMALL:
+                one.write_rmp(0x233, m.ASSIGNED, 0)
             for op in (
                 make_op("set_memory_4k", pfn=0x233, pages=1),
                 make_op("set_memory_ro", pfn=0x235, pages=1),
                 make_op("set_memory_np", pfn=0x236, pages=1),
             ):
                 assert one.apply(op).ret == 0
-        frames = [0x232, 0x233, 0x400, 0x235, 0x236, 0xFFFF, 1 << 30, *range(0x600, 0x620)]
+            # what no op does: a table that is not memory
+            walk = library.rmpc_dmap_lookup(one.dmap, one.map.page_offset + 0x3E0_0000)
+            if walk.level == 2:
+                walk.entry[0] = 1 << 51 | m.BOOT_TABLE
+        strange = [0x232, 0x233, 0x400, 0x235, 0x236, 0x3E01, 0xFFFF, 0x4_5000, 1 << 30]
+        # the first twelve are fetched at once, others while those before them are looked at
+        frames = [*strange, *range(0x600, 0x620), *strange]
         pfns, outcomes = library.new("uint64_t[]", frames), library.new("struct rmpc_outcome[]", len(frames))
         which = getattr(library, f"RMPC_{kind}")
         library.rmpc_host_access_all(machine.host, pfns, len(frames), which, outcomes)

@@ -27,7 +27,7 @@ from machines import (
 )
 
 from rmpcore.maps import PAGE_OFFSETS, MachineMap
-from rmpcore.ops import Kind, Refusal, ResultFlag
+from rmpcore.ops import Kind, Reason, Refusal, ResultFlag
 
 
 def test_leaf_of_each_level(backend: str) -> None:
@@ -114,6 +114,11 @@ def test_effective_rights(
     result = host.do("lookup", pfn=0x400)
     assert (result.ret, result.level, result.value) == (0, 1, 0x400000 | SMALL_LEAF)
     assert result.flags == (ResultFlag.RW if rw else 0) | (ResultFlag.NX if nx else 0)
+    # host §6.3 row 2: what the host writes needs RW at each level, #PF with error 3 otherwise
+    write = host.do("host_write", pfn=0x400)
+    assert (write.kind, write.reason, write.value) == (
+        (Kind.ALLOWED, Reason.NONE, 0) if rw else (Kind.FAULT, Reason.READ_ONLY, 3)
+    )
 
 
 def test_rights_of_the_levels_above_only(backend: str) -> None:

@@ -1488,3 +1488,88 @@ def test_states_are_what_they_are_called(backend: str, shape: str) -> None:
         head = page.pfn if shape == "4K" else page.pfn & ~0x1FF
         seen.add(world.machine.apply(make_op("page_state", pfn=head)).ret)
     assert seen == {COLUMNS[column] for column in _EXISTS[shape]}
+
+
+# --- pages that no layout above has: entries that were stored by hand, regions that are covered in part ---
+
+IN_PART = 0x1200
+"""A 2 MiB-aligned frame; of its region 256 frames are covered."""
+
+
+def one_command(
+    backend: str, name: str, entries: dict[int, Entry], switches: dict[str, int] | None = None, **args: int
+) -> tuple[int, Host]:
+    """The status of a command on a machine with these entries beside those of :data:`FIXED`, and the machine."""
+    base = Host(backend, MAP, hardware="genoa", switches=switches).state()
+    given = Given() if switches is None else Given(bookkeeping=())
+    host = Host(
+        backend,
+        MAP,
+        hardware="genoa",
+        switches=switches,
+        state=expected_state(base, FIXED | entries, given),
+    )
+    before = host.state()
+    result = host.do(name, **args)
+    if result.ret:
+        assert host.state() == before
+    return result.ret, host
+
+
+INVALID_PAGE_STATE, INVALID_ADDRESS, INVALID_PAGE_OWNER, INVALID_PAGE_SIZE = 0x1A, 0x9, 0x1C, 0x19
+
+
+def test_regions_in_part(backend: str) -> None:
+    """rmp §4.2, check A: a 2 MiB page needs all of its region covered."""
+    head = {IN_PART: alter(PRE_GUEST, gpa=GPA)}
+    unsmash, _ = one_command(backend, "SNP_PAGE_UNSMASH", head, pa=IN_PART << 12)
+    large = {"gctx": CONTEXT << 12, "type": 1, "size": 1}
+    update, _ = one_command(backend, "SNP_LAUNCH_UPDATE", head, pa=IN_PART << 12, **large)
+    assert (unsmash, update) == (INVALID_ADDRESS, INVALID_ADDRESS)
+
+
+def test_2m_entries_off_their_line(backend: str) -> None:
+    """rmp §4.2: a size of 2M at a page that is not 2 MiB-aligned, which no instruction writes."""
+    off = {PAGE: alter(LOCKED, size=1)}
+    reclaim, _ = one_command(backend, "SNP_PAGE_RECLAIM", off, pa=PAGE << 12 | 1)
+    assert reclaim == INVALID_ADDRESS
+    region = {pfn: LOCKED for pfn in range(REGION, REGION + 512)} | {REGION: alter(LOCKED, subpages=511)}
+    for entries, status in ((region, 0), (region | off, INVALID_PAGE_STATE)):
+        found, _ = one_command(backend, "SNP_PAGE_SET_STATE", entries, pa=REGION << 12, pages=512)
+        assert found == status
+
+
+def test_smashed_pages_of_a_vmsa(backend: str) -> None:
+    """rmp §4.2 SNP_PAGE_UNSMASH: none of the pages is a VMSA."""
+    pages = {REGION + i: alter(PRE_GUEST, gpa=GPA + (i << 12)) for i in range(512)}
+    pages[REGION] = alter(pages[REGION], subpages=511)
+    vmsas = {pfn: alter(entry, vmsa=1) for pfn, entry in pages.items()}
+    for entries, status in ((pages, 0), (vmsas, INVALID_PAGE_STATE)):
+        found, _ = one_command(backend, "SNP_PAGE_UNSMASH", entries, pa=REGION << 12)
+        assert found == status
+
+
+def test_unsmash_without_counters(backend: str) -> None:
+    """rmp §1.6, switch bookkeeping 0: no counter is kept, so none moves."""
+    pages = {REGION + i: alter(PRE_GUEST, gpa=GPA + (i << 12)) for i in range(512)}
+    pages[REGION] = alter(pages[REGION], subpages=511)
+    status, host = one_command(backend, "SNP_PAGE_UNSMASH", pages, {"bookkeeping": 0}, pa=REGION << 12)
+    assert status == 0
+    assert host.state().bookkeeping == ()
+
+
+def test_metadata_of_another_guest_is_not_swapped_out(backend: str) -> None:
+    """rmp §4.2 SNP_PAGE_SWAP_OUT: the owner of src, if it is Metadata, has to be gctx as well."""
+    others = alter(METADATA, gpa=TAG_METADATA | CONTEXT_7 << 12)
+    for entry, status in ((METADATA, 0), (others, INVALID_PAGE_OWNER)):
+        found, _ = one_command(
+            backend,
+            "SNP_PAGE_SWAP_OUT",
+            {PAGE: entry},
+            gctx=CONTEXT << 12,
+            src=PAGE << 12,
+            dst=FIRMWARE_PAGE << 12,
+            mdata=RECORD,
+            size=0,
+        )
+        assert found == status

@@ -4,8 +4,10 @@
 
 Copies the tree into a folder of its own, builds the extension there with gcc --coverage, runs the tests of the C code
 (the library that the tests compile for cffi and the programs of tests/c count as well), and merges what all of it has
-counted.  What is not reached has to be named, with the reason, in tests/data/uncovered.txt; a name there that is
-reached goes.  Exit status 1: less than 98 % of lines or 95 % of branches, or that list is not right.
+counted.  What is not reached has to be named, with the reason, in tests/data/uncovered.txt.  The reason for what a race
+between threads or a random sequence may reach begins with "sometimes": that it was reached this time is reported, and
+is no error.  Any other name there that is reached goes.  Exit status 1: less than 98 % of lines or 95 % of branches,
+something not reached that is not named, or named what is reached.
 """
 
 from __future__ import annotations
@@ -186,12 +188,14 @@ def main() -> int:
         found = unreached(counts, tree)
     reasons = named(NAMED.read_text(encoding="utf-8").splitlines())
     wrong = [f"not reached, and not named: {key}" for key in dict.fromkeys(found) if not reasons.get(key)]
-    # what only a race or chance reaches is named as such
-    certain = [key for key, reason in reasons.items() if not reason.startswith("sometimes")]
-    wrong += [f"named as not reached, but it is, or is not there: {key}" for key in certain if key not in found]
+    reached = [key for key in reasons if key not in found]
+    by_chance = [key for key in reached if reasons[key].startswith("sometimes")]
+    wrong += [f"named as not reached, but it is, or is not there: {key}" for key in reached if key not in by_chance]
     if lines < LINES or branches < BRANCHES:
         wrong.append(f"{lines:.2f} % of lines and {branches:.2f} % of branches, not {LINES} and {BRANCHES}")
-    print("\n".join([*text, "", "not reached:", *(f"  {key}" for key in found), *wrong]))
+    text += ["", "not reached:", *(f"  {key}" for key in found)]
+    text += ["reached this time, or not there:", *(f"  {key}" for key in by_chance)] if by_chance else []
+    print("\n".join([*text, *wrong]))
     return 1 if wrong else 0
 
 
