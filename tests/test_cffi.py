@@ -461,6 +461,15 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
         machine.mem.fail_count = fail
         library.rmpc_dmap_init(dmap, machine.mem, config, mapped, room, library.ffi.NULL)
         assert library.rmpc_dmap_boot(dmap, boot) == getattr(library, f"RMPC_ERR_{status}")
+    # §2.3: root and two tables are there, the one for the small pages at the lower range's end is not: no range follows
+    two = library.new("struct rmpc_extent[]", [(0, (15 << 20) + PAGE), (32 << 20, 32 << 20)])
+    boot.memory, boot.memory_count = two, 2
+    machine.mem.fail_skip, machine.mem.fail_count = 3, 1
+    library.rmpc_dmap_init(dmap, machine.mem, config, library.new("struct rmpc_frames[]", 4), 4, library.ffi.NULL)
+    assert library.rmpc_dmap_boot(dmap, boot) == library.RMPC_ERR_NOMEM
+    assert library.rmpc_dmap_lookup(dmap, m.PAGE_OFFSET + (62 << 20)).entry != library.ffi.NULL
+    assert library.rmpc_dmap_lookup(dmap, m.PAGE_OFFSET + (32 << 20)).entry == library.ffi.NULL
+    boot.memory, boot.memory_count = memory, 1
     nowhere = library.new("struct rmpc_extent *", (1 << 46, PAGE))
     empty = library.new("struct rmpc_extent *", (0, 0))
     library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL)
