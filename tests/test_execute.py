@@ -852,3 +852,12 @@ def test_bytes_and_ops_do_the_same(backend: str) -> None:
         event._replace(b=0) if event.kind == EventKind.RMPQUERY else event for event in theirs
     ]
     assert len(mine) > 100
+
+
+def test_an_injected_0_reads_the_operand(backend: str) -> None:
+    """docs/formats.md, inject: code 0 says "execute normally", so the operand counts."""
+    host = host_of(backend)
+    assert host.call("inject", code=0, count=1) == 0
+    args = arguments("RMPUPDATE") | {"operand": operand(gpa=GPA, assigned=1, asid=5)}
+    assert execute(host, OPCODES["RMPUPDATE"], **args).result.ret == SUCCESS
+    assert host.rmp(PFN)[0] == ASSIGNED | GPA | ASID_5
