@@ -325,8 +325,8 @@ MUTATIONS = (
     mutation(
         "§3.2 a not-present entry above level 1 is found",
         PTE,
-        "return level > 1 && (raw & RMPC_PTE_P) && !(raw & RMPC_PTE_PSE);",
-        "return level > 1 && !(raw & RMPC_PTE_PSE);",
+        "return level > 1 && (raw & RMPC_PTE_P) && (level",
+        "return level > 1 && (level",
         LOOKUP,
     ),
     mutation("§3 RW is the AND", WALK, "        all &= pointer;\n", "", LOOKUP),
