@@ -159,6 +159,7 @@ def test_what_was_not_reached() -> None:
     }
 
 
+@pytest.mark.long
 def test_outcomes_that_the_documents_list_have_the_names_that_are_counted() -> None:
     """A slip of the pen in the list would be reported as never reached: most of it comes up in a short run."""
     counts: Counter[tuple[str, str, str]] = Counter()
@@ -408,7 +409,7 @@ def test_a_saved_difference_is_an_ordinary_trace(tmp_path: Path) -> None:
     assert found.trace == tmp_path / "out" / "saved.trace"
     assert found.trace.read_text().splitlines() == [
         "# native and oracle differ (results); made of 100 ops, by hand",
-        "# rmpcore run saved.trace --map saved.json --check",
+        "# rmpcore run saved.trace --state saved.json --check",
         "PSMASH pa=0x400000",
         "host_write pfn=0x233",
     ]

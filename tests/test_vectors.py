@@ -852,6 +852,7 @@ def check_document(rust: bool) -> int:
     return commands
 
 
+@pytest.mark.long
 def test_the_commands_of_the_document(clone: Path) -> None:
     assert check_document(rust=False) == 10
 

@@ -194,7 +194,7 @@ def save(finding: Finding, folder: Path, name: str) -> Finding:
     """Write the trace and, beside it, the dump of the machine that it starts on."""
     trace, dump = folder / f"{name}.trace", folder / f"{name}.json"
     lines = [f"# native and oracle differ ({finding.what}); made of {finding.before} ops, {finding.start.source}"]
-    lines += [f"# rmpcore run {trace.name} --map {dump.name} --check", *map(format_op, unpack_ops(finding.ops))]
+    lines += [f"# rmpcore run {trace.name} --state {dump.name} --check", *map(format_op, unpack_ops(finding.ops))]
     os.makedirs(folder, exist_ok=True)
     texts = ("\n".join(lines), json.dumps(_dump(finding.start)))
     for path, text in zip((trace, dump), texts, strict=True):
