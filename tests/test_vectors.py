@@ -725,7 +725,7 @@ def test_a_device_that_hands_back_what_it_gets_fails(rmpcore_: Run, small: Path)
     ("script", "words"),
     [
         ("exit 3", "ended with status 3 after 0 of"),
-        ("kill -SEGV $$", "was killed by SIGSEGV after 0 of"),
+        ("kill -KILL $$", "was killed by SIGKILL after 0 of"),
         ("cat {answers}; exit 3", "ended with status 3 after {total} of {total} answers"),
         ("sleep 60", "said nothing for 0.5 s after 0 of"),
         ("head -4 {answers}; sleep 60", "said nothing for 0.5 s after 1 of"),
