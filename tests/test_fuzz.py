@@ -418,3 +418,10 @@ def test_a_saved_difference_is_an_ordinary_trace(tmp_path: Path) -> None:
     dump.write_text(dump.read_text()[:-50])
     status, out, err = rmpcore_(tmp_path / "out", "--replay", "saved.trace")
     assert (status, out) == (2, "") and err.startswith("rmpcore: saved.json")
+
+
+def test_a_python_without_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such ones are built: all but the campaigns works there."""
+    monkeypatch.setitem(sys.modules, "sqlite3", None)
+    with pytest.raises(CampaignError, match="a campaign needs SQLite, which this Python was built without"):
+        Index(":memory:", PLAN)

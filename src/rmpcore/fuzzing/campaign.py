@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -53,7 +52,10 @@ class Index:
     """What a campaign has done so far.  ``path`` ":memory:": it is forgotten afterwards."""
 
     def __init__(self, path: str, plan: Plan) -> None:
-        self._path = path
+        try:
+            import sqlite3
+        except ImportError:
+            raise CampaignError("a campaign needs SQLite, which this Python was built without") from None
         mine = (version("rmpcore"), plan.seed, plan.focus, plan.profile)
         try:
             self._db = sqlite3.connect(path)
