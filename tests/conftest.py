@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rmpcore import cli
 from rmpcore.machine import BACKENDS
+
+Run = Callable[..., tuple[int, str, str]]
 
 settings.register_profile("rmpcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rmpcore")
@@ -15,3 +22,17 @@ settings.load_profile("rmpcore")
 def backend(request: pytest.FixtureRequest) -> str:
     """Each implementation in turn: both are part of the project, so neither is ever skipped."""
     return str(request.param)
+
+
+@pytest.fixture
+def rmpcore_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line; gives exit status, stdout and stderr."""
+
+    def run(*args: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rmpcore", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run

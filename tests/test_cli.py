@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmpcore import cli, start
+from rmpcore import start
 from rmpcore.inputs import load_map
 from rmpcore.machine import BACKENDS, Machine, MachineLike
 from rmpcore.ops import RESULT_DTYPE, Op, OpCode, Result, make_op, pack_ops
@@ -39,20 +39,6 @@ DECODE_WHAT = "give one of LO [HI], --pte VALUE with --level, --pf CODE, --npf C
 NOT_A_SIZE = "is not a power of two in GiB or TiB, as 64G"
 DUMPS = json.loads((ROOT / "tests/data/machines/rmp-dumps.json").read_text(encoding="utf-8"))
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def rmpcore_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line; gives exit status, stdout and stderr."""
-
-    def run(*args: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rmpcore", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmpcore import cli
 from rmpcore.conform import conform
 from rmpcore.explain import explain
 from rmpcore.inputs import load_map, map_from_iomem, map_from_log
@@ -245,20 +243,6 @@ def test_logs_to_explain() -> None:
 # ---- the command line ----
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def rmpcore_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line; gives exit status, stdout and stderr."""
-
-    def run(*args: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rmpcore", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])

@@ -32,6 +32,7 @@ from rmpcore.cli_common import (
     print_conformance,
     print_disagreement,
     size_text,
+    switch_values,
 )
 from rmpcore.cli_compare import compare_policies
 from rmpcore.cli_fuzz import fuzz
@@ -93,17 +94,6 @@ def cli() -> None:
 
 
 # --- run -----------------------------------------------------------------------------------------------------------
-
-
-def _switches(values: tuple[str, ...]) -> dict[str, int]:
-    switches = {}
-    for text in values:
-        name, _, value = text.partition("=")
-        try:
-            switches[name] = int(value, 0)
-        except ValueError:
-            raise BadInputError(f"--switch {text}: is not NAME=NUMBER") from None
-    return switches
 
 
 def _sizes(state: State) -> dict[str, int]:
@@ -284,7 +274,7 @@ def run(
         size = os.path.getsize(trace_path) if os.path.isfile(trace_path) else None
         with Bar(size, "reading") as bar:
             trace = read_trace(trace_path, bar)
-        rules = begin.settle(Rules(kernel, hardware, _switches(switches), policy))
+        rules = begin.settle(Rules(kernel, hardware, switch_values(switches), policy))
 
         def make(name: str) -> MachineLike:
             return begin.machine(rules, name)

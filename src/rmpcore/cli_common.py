@@ -132,6 +132,18 @@ def bad_input() -> Iterator[None]:
         raise BadInputError(f"the backend cannot be loaded: {e}") from None
 
 
+def switch_values(values: tuple[str, ...]) -> dict[str, int]:
+    """What --switch says, each time that it is given."""
+    switches = {}
+    for text in values:
+        name, _, value = text.partition("=")
+        try:
+            switches[name] = int(value, 0)
+        except ValueError:
+            raise BadInputError(f"--switch {text}: is not NAME=NUMBER") from None
+    return switches
+
+
 def cpu_count() -> int:
     """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

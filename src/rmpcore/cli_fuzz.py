@@ -41,7 +41,7 @@ class _Report:
         self._bar, self._seconds, self._said = bar, seconds, time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
-        words = f"{progress.ops:,} ops, {progress.rate:,.0f} a second, {progress.combinations:,} combinations"
+        words = f"{progress.ops:,} ops, {progress.rate:,.0f} a second, {len(progress.reached):,} combinations"
         self._bar(int(progress.seconds) if self._seconds is not None else progress.ops, words)
         if not sys.stderr.isatty() and time.monotonic() - self._said >= _QUIET:
             self._said = time.monotonic()

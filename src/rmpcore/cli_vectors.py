@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, one_line
+from rmpcore.cli_common import BadInputError, Bar, Output, bad_input, one_line, switch_values
 from rmpcore.ops import BY_NAME, format_op
 from rmpcore.vectors.form import FORMATS, VectorError, Vectors, read_vectors, write_vectors
 from rmpcore.vectors.generate import HARDWARE, DisagreeError, generate
@@ -25,17 +25,6 @@ def _vector_input() -> Iterator[None]:
             yield
     except (VectorError, DeviceError) as e:
         raise BadInputError(str(e)) from None
-
-
-def _switches(values: tuple[str, ...]) -> dict[str, int]:
-    switches = {}
-    for text in values:
-        name, _, value = text.partition("=")
-        try:
-            switches[name] = int(value, 0)
-        except ValueError:
-            raise BadInputError(f"--switch {text}: is not NAME=NUMBER") from None
-    return switches
 
 
 @click.command("gen")
@@ -70,7 +59,7 @@ def gen(
     def make() -> Vectors:
         with Bar(None, "making cases") as bar:
             made = generate(
-                level, hardware=hardware, switches=_switches(switches), ops=ops, report=lambda done, _: bar(done)
+                level, hardware=hardware, switches=switch_values(switches), ops=ops, report=lambda done, _: bar(done)
             )
         if not made.cases:
             raise BadInputError("there are no such cases")

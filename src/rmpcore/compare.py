@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rmpcore.cluster import cluster_at
 from rmpcore.machine import Machine, MachineLike
 from rmpcore.maps import MachineMap
 from rmpcore.ops import RMP_CALLS, Kind, OpCode
@@ -33,8 +34,6 @@ SAMPLES = 48
 Report = Callable[[float], object]
 """Called now and then with the fraction that is done, 0 to 1."""
 
-_PATIENCE = 10
-"""Seconds until a cluster that does not answer is given up."""
 _UNMAPPING = ("unmap", "unmap-flush")
 _CALLS = np.zeros(max(OpCode) + 1, dtype=np.bool_)
 _CALLS[list(RMP_CALLS)] = True
@@ -277,19 +276,9 @@ def _in_processes(tasks: Sequence[Task], jobs: int, report: Report) -> list[Meas
 
 
 def _on_cluster(tasks: Sequence[Task], address: str, report: Report) -> list[Measurement]:
-    try:
-        from distributed import Client, KilledWorker, as_completed
-    except ImportError:
-        raise CompareError(
-            "a cluster needs distributed, which is not installed: pip install 'rmpcore[cluster]'"
-        ) from None
-    try:
-        if not address:
-            raise ValueError("no address")
-        client = Client(address, timeout=_PATIENCE)
-    except (OSError, ValueError) as e:
-        raise CompareError(f"no Dask cluster at {address}: {e}") from None
-    with client:
+    with cluster_at(address, CompareError) as client:
+        from distributed import KilledWorker, as_completed
+
         futures = client.map(measure, tasks, pure=False)
         runs: dict[Any, Measurement] = {}
         try:

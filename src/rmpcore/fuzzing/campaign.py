@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from rmpcore.cluster import cluster_at
 from rmpcore.fuzzing.coverage import Key
 from rmpcore.fuzzing.pair import Done, attempt, run_unit, start_of
 from rmpcore.fuzzing.shrink import shortest, shrink
@@ -30,8 +32,6 @@ from rmpcore.trace import read_trace
 from rmpcore.whole_file import WholeFile
 
 _SHRINK_SECONDS = 600.0
-_PATIENCE = 10
-"""Seconds that a cluster has to answer."""
 
 
 class CampaignError(ValueError):
@@ -224,9 +224,8 @@ class Progress:
     """With those of earlier runs of the same campaign."""
     new_ops: int
     seconds: float
-    combinations: int
-    """Of op, outcome and state, reached so far."""
-    reached: set[Key] = field(default_factory=set, repr=False)
+    reached: set[Key] = field(repr=False)
+    """Combinations of op, outcome and state, so far."""
 
     @property
     def rate(self) -> float:
@@ -247,30 +246,10 @@ def _task(plan: Plan, number: int) -> Done:
     return run_unit(plan.unit(number))
 
 
-class _Task:
-    """A unit of a plan, to be done in another process."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def __call__(self, number: int) -> Done:
-        return _task(self._plan, number)
-
-
 def _on_cluster(plan: Plan, numbers: Iterator[int], address: str) -> Iterator[tuple[int, Any]]:
-    try:
-        from distributed import Client, KilledWorker, as_completed
-    except ImportError:
-        raise CampaignError(
-            "a cluster needs distributed, which is not installed: pip install 'rmpcore[cluster]'"
-        ) from None
-    try:
-        if not address:
-            raise ValueError("no address")
-        client = Client(address, timeout=_PATIENCE)
-    except (OSError, ValueError) as e:
-        raise CampaignError(f"no Dask cluster at {address}: {e}") from None
-    with client:
+    with cluster_at(address, CampaignError) as client:
+        from distributed import KilledWorker, as_completed
+
         asked: dict[Any, int] = {}
         waiting = as_completed()
 
@@ -310,7 +289,7 @@ def run(
     jobs: so many processes; cluster: the address of a Dask scheduler, which does the units instead."""
     started = time.monotonic()
     before = index.ops()
-    progress = Progress(before, 0, 0.0, 0, set(index.coverage()))
+    progress = Progress(before, 0, 0.0, set(index.coverage()))
     finished = index.numbers()
 
     def numbers() -> Iterator[int]:
@@ -323,9 +302,10 @@ def run(
                 yield number
 
     with Workers[int](jobs) as workers:
-        answers = (
-            _on_cluster(plan, numbers(), cluster) if cluster is not None else workers.results(_Task(plan), numbers())
-        )
+        if cluster is not None:
+            answers = _on_cluster(plan, numbers(), cluster)
+        else:
+            answers = workers.results(partial(_task, plan), numbers())
         for number, answer in answers:
             if isinstance(answer, Death):
                 return Broken(number, str(answer), None)
@@ -336,7 +316,6 @@ def run(
             progress.ops = before + progress.new_ops
             progress.seconds = time.monotonic() - started
             progress.reached.update(answer.coverage)
-            progress.combinations = len(progress.reached)
             report(progress)
     return None
 

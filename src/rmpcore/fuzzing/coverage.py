@@ -51,18 +51,10 @@ _NPF = tuple(f"NPF {reason}" for reason in _WALKED)
 _CPA = ("0", "-12 ENOMEM", "-14 EFAULT", "refused BAD_ARGUMENT")
 _UPDATES = ("0", "-12 ENOMEM", "-14 EFAULT", "-19 ENODEV", "hangs")
 _HOST_FAULTS = ("#PF ASSIGNED", "#PF NEIGHBOUR", "#PF IN_USE", "#PF NOT_PRESENT", "#PF READ_ONLY")
-_CODES = {
-    1: "1 FAIL_INPUT",
-    2: "2 FAIL_PERMISSION",
-    3: "3 FAIL_INUSE",
-    4: "4 FAIL_OVERLAP",
-    6: "6 FAIL_SIZEMISMATCH",
-    7: "7 FAIL_BADADDR",
-}
 
 
 def _codes(*codes: int) -> tuple[str, ...]:
-    return ("0", *(_CODES[code] for code in codes))
+    return ("0", *(outcome_name(Kind.CODE, code) for code in codes))
 
 
 def _statuses(*statuses: int) -> tuple[str, ...]:
@@ -108,7 +100,7 @@ OUTCOMES: dict[OpCode, tuple[str, ...]] = {
     OpCode.rmp_make_firmware: _UPDATES,
     OpCode.rmp_make_shared: _UPDATES,
     OpCode.psmash: (*_codes(1, 2, 3, 7), "-22 EINVAL", "-19 ENODEV"),
-    OpCode.snp_lookup_rmpentry: ("0", "-14 EFAULT", "-19 ENODEV", _CODES[1]),
+    OpCode.snp_lookup_rmpentry: ("0", "-14 EFAULT", "-19 ENODEV", *_codes(1)[1:]),
     OpCode.adjust_direct_map: ("0", "-12 ENOMEM", "-22 EINVAL"),
     OpCode.rmp_mark_pages_firmware: (*_UPDATES, "refused BAD_ARGUMENT"),
     OpCode.snp_reclaim_pages: ("0", "-5 EIO", "-14 EFAULT", "hangs", "refused BAD_ARGUMENT"),

@@ -57,7 +57,7 @@ _LEAF_FLAGS = {
 }
 
 
-_CALLS = (
+CALLS = (
     "set_memory_ro",
     "set_memory_rw",
     "set_memory_nx",
@@ -102,7 +102,7 @@ def page_tables() -> Iterator[Draft]:
         {},
     )
 
-    for name, (what, pages) in product(_CALLS, {"whole": 512, "part": 3}.items()):
+    for name, (what, pages) in product(CALLS, {"whole": 512, "part": 3}.items()):
         for flags in ("kernel", "pat", "not-present") if name.startswith("_") else ("kernel", "not-present"):
             leaf = _leaf(_TWO, 2, _LEAF_FLAGS[flags])
             about = f"{what} of a 2 MiB leaf, flags: {flags}"

@@ -12,6 +12,7 @@ from itertools import product
 from rmpcore.maps import KernelImage, MachineMap
 from rmpcore.ops import AccessKind, Op, Who, make_op
 from rmpcore.vectors.draft import Draft
+from rmpcore.vectors.pages import CALLS
 
 _MIB = 1 << 20
 _PC_E820 = (
@@ -78,21 +79,7 @@ _LEAF = 0x2C00
 _TEXT = 0x1005
 _RODATA = 0x1804
 _BRK = 0x2300
-_CALLS = (
-    "set_memory_4k",
-    "set_memory_ro",
-    "set_memory_rw",
-    "set_memory_nx",
-    "set_memory_x",
-    "set_memory_np",
-    "set_memory_p",
-    "set_memory_np_noalias",
-    "set_memory_global",
-    "set_memory_nonglobal",
-    "_set_memory_uc",
-    "_set_memory_wc",
-    "_set_memory_wb",
-)
+_CALLS = ("set_memory_4k", *CALLS)
 _NEWER = ("set_memory_rox",)
 """From 6.2 on."""
 
