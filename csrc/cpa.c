@@ -210,10 +210,17 @@ static bool change_large(struct run *run, const struct rmpc_walk *walk, uint64_t
     return true;
 }
 
-/* Do small pages have to be handed to change_aliases() one by one?  Only the image's frames have aliases. */
-static bool needs_alias_pages(const struct run *run)
+/* May frames of the kernel image, which has aliases, be among those that a run is at? */
+static bool looks_for_image(const struct run *run)
 {
     return run->check_aliases && run->dmap->config.image.text;
+}
+
+/* Do the small pages of va's table have to be handed to change_aliases() one by one?  Aliases have the image's frames,
+ * and all that is reached by an address outside the direct map's mapped part. */
+static bool needs_alias_pages(const struct run *run, uint64_t va)
+{
+    return looks_for_image(run) || (run->check_aliases && !in_direct_map(run->dmap, va | (rmpc_level_size(2) - 1)));
 }
 
 /* Pages at va, of `pages`, that the empty slot above level 1 around va stands for; 1 for one of level 1. */
@@ -236,7 +243,7 @@ static uint64_t skip_hole_at(const struct run *run, uint64_t va, uint64_t pages)
     const struct rmpc_dmap *dmap = run->dmap;
     const uint64_t pfn = rmpc_frame_of(dmap, va);
 
-    if (needs_alias_pages(run) && pfn <= rmpc_frame_of(dmap, up_2m(dmap->config.image.brk_end) - 1))
+    if (looks_for_image(run) && pfn <= rmpc_frame_of(dmap, up_2m(dmap->config.image.brk_end) - 1))
         return 1;
     if (run->primary && pages > dmap->max_pfn_mapped - pfn)
         pages = dmap->max_pfn_mapped - pfn;
@@ -263,7 +270,7 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
             return 0;
         }
         if (walk.level == 1) { /* step 2, for as many pages of this table as can go together */
-            uint64_t together = needs_alias_pages(run) ? 1 : TABLE_ENTRIES - rmpc_table_index(va, 1);
+            uint64_t together = needs_alias_pages(run, va) ? 1 : TABLE_ENTRIES - rmpc_table_index(va, 1);
             uint64_t n = 0;
             *pfn = rmpc_pte_address(*walk.entry, 1, c_bit) >> RMPC_PAGE_SHIFT;
             do {

@@ -1,6 +1,8 @@
 /* Decoding the six SNP instructions, and their registers and flags (rmp section 2.1). */
 #include "rmpcore/emulate.h"
 
+#include "rmp_internal.h"
+
 #define MOST_BYTES 15
 
 #define CF (UINT64_C(1) << 0)
@@ -71,8 +73,10 @@ static struct rmpc_outcome emulate_rmpupdate(struct rmpc_rmp *rmp, struct rmpc_c
 
     /* rows 0 and 1 come before the operand, row 2; an injected code comes before both */
     if (rmp && !cpu->mode.user && !cpu->mode.asid && !injected &&
-        !memory->read(memory->user, address, &input, &error))
+        !memory->read(memory->user, address, &input, &error)) {
+        rmpc_take_injected(&cpu->inject); /* a 0, if anything: it has been used up (section 2.1, inject) */
         return rmpc_outcome_fault(RMPC_VECTOR_PF, error, address, RMPC_REASON_NONE);
+    }
     return rmpc_rmpupdate(rmp, cpu, rax, input);
 }
 

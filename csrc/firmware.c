@@ -523,6 +523,7 @@ static enum rmpc_firmware_status move_metadata(struct rmpc_firmware *firmware, c
         return RMPC_FW_INVALID_PAGE_STATE;
     if (!is_metadata_of(src, guest))
         return RMPC_FW_INVALID_PAGE_OWNER;
+    drop_records(firmware, UINT64_MAX, dst->pfn);
     for (;;) {
         struct rmpc_record *record = record_in(firmware, src->pfn);
         struct rmpc_record moved;

@@ -15,8 +15,7 @@ enum rmpc_status rmpc_cpu_inject(struct rmpc_cpu *cpu, uint64_t code, uint64_t c
     return RMPC_OK;
 }
 
-/* Take the next injected code; 0: none waits, or it says "execute normally". */
-static uint32_t take_injected(struct rmpc_inject *inject)
+uint32_t rmpc_take_injected(struct rmpc_inject *inject)
 {
     uint32_t code;
 
@@ -227,7 +226,7 @@ struct rmpc_outcome rmpc_rmpupdate(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, u
         return fault(RMPC_VECTOR_UD);
     if (cpu->mode.user)
         return fault(RMPC_VECTOR_GP);
-    injected = take_injected(&cpu->inject);
+    injected = rmpc_take_injected(&cpu->inject);
     outcome = injected ? transient(injected) : do_rmpupdate(rmp, cpu, pa, input);
     if (outcome.kind != RMPC_OUTCOME_CODE)
         return outcome;
@@ -294,7 +293,7 @@ struct rmpc_outcome rmpc_psmash(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, uint
         return fault(RMPC_VECTOR_UD);
     if (cpu->mode.user)
         return fault(RMPC_VECTOR_GP);
-    injected = take_injected(&cpu->inject);
+    injected = rmpc_take_injected(&cpu->inject);
     outcome = injected ? transient(injected) : do_psmash(rmp, cpu, pa);
     if (outcome.kind != RMPC_OUTCOME_CODE)
         return outcome;

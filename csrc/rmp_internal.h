@@ -10,6 +10,7 @@
 #define RMPCORE_RMP_INTERNAL_H
 
 #include "rmpcore/outcome.h"
+#include "rmpcore/rmp_insn.h"
 #include "rmpcore/rmp_table.h"
 
 #if !defined(__GNUC__)
@@ -175,6 +176,9 @@ static inline uint64_t frame_of(const struct rmpc_rmp *rmp, uint64_t pa)
 
 /* Is one of these frames in use by a VMRUN? */
 bool rmpc_in_use(const struct rmpc_rmp *rmp, uint64_t pfn, uint64_t count);
+
+/* Take the next injected code; 0: none waits, or it says "execute normally". */
+uint32_t rmpc_take_injected(struct rmpc_inject *inject);
 
 /* Is the page surely the hypervisor's, for a write through a mapping of this level?  By one load of an entry; false: who
  * wants to know has to look closer. */

@@ -332,6 +332,20 @@ def test_memory_anywhere_in_the_slot_keeps_it(backend: str, at: int) -> None:
     assert leaves(host.state()) == large(0, 64 * MIB)
 
 
+def test_memory_next_to_the_slot_does_not_keep_it(backend: str) -> None:
+    """§2.1.4: rows that end where the slot begins, and begin where it ends."""
+    host = Host(backend, clearing_map(0, ((62 * MIB, 2 * MIB, 2), (64 * MIB, 2 * MIB, 1))))
+    assert leaves(host.state()) == large(0, 62 * MIB)
+
+
+def test_memory_that_ends_inside_a_round(backend: str) -> None:
+    """§2.1.6, §2.2: memory 0-4M and 5M-8M: the round from 4M to 6M finds nothing of the first range, and the hole is
+    not mapped."""
+    host = Host(backend, build_map([(0, 4 * MIB), (5 * MIB, 3 * MIB)]))
+    assert host.state().mapped == ((0, 0x400), (0x500, 0x800))
+    assert leaves(host.state()) == large(0, 4 * MIB) | small(5 * MIB, 6 * MIB) | large(6 * MIB, 8 * MIB)
+
+
 @pytest.mark.parametrize(("kind", "stays"), [(1, True), (2, False)])
 def test_a_slot_with_a_table_is_cleared_too(backend: str, kind: int, stays: bool) -> None:
     """§2.1.4 at level 3: map(1M, 1G) clears the slot of 1G-2G, whose upper half was mapped by 2M leaves before."""

@@ -128,9 +128,13 @@ def test_names(library: Library) -> None:
     invariants = names_of(library, library.rmpc_invariant_name, library.RMPC_INVARIANT_END)
     assert len(set(invariants)) == len(invariants)
     assert sorted(names_of(library, library.rmpc_policy_name, library.RMPC_POLICY_END)) == sorted(POLICIES)
-    for beyond in (library.RMPC_STATUS_END, 1 << 20, 0xFFFF_FFFF):
-        assert library.text(library.rmpc_status_text(beyond))
-        assert library.text(library.rmpc_invariant_name(beyond))
+    for function, end, known in (
+        (library.rmpc_status_text, library.RMPC_STATUS_END, texts),
+        (library.rmpc_invariant_name, library.RMPC_INVARIANT_END, invariants),
+    ):
+        (unknown,) = {library.text(function(beyond)) for beyond in (end, 1 << 20, 0xFFFF_FFFF)}
+        assert unknown and unknown not in known
+    for beyond in (library.RMPC_POLICY_END, 1 << 20, 0xFFFF_FFFF):
         assert library.text(library.rmpc_policy_name(beyond)) is None
 
 
@@ -294,8 +298,9 @@ def test_pool(library: Library) -> None:
 def test_pages_that_a_pool_does_not_take(library: Library) -> None:
     """What is not allocatable memory is not given out again; links that somebody wrote over end the list."""
     mem, kept = two_ranges(library)
-    pool = library.new("struct rmpc_pool *", {"mem": mem})
+    pool = library.new("struct rmpc_pool *", {"mem": mem, "next": 7})
     library.rmpc_pool_init(pool)
+    assert pool.next == 0
     assert library.rmpc_pool_alloc(pool) == NO_PAGE
     memory = library.new("struct rmpc_extent[]", [(0x2000, 0x1000)])
     pool.memory, pool.memory_count = memory, 1
@@ -313,6 +318,11 @@ def test_pages_that_a_pool_does_not_take(library: Library) -> None:
     library.rmpc_pool_init(pool)
     library.rmpc_pool_free(pool, 0x1000)
     assert library.rmpc_pool_alloc(pool) == 0x5000
+    library.rmpc_pool_init(pool)
+    assert library.rmpc_pool_alloc(pool) == 0x5000
+    library.rmpc_pool_free(pool, 0x5000)
+    library.ffi.cast("uint64_t *", kept[2] + 0x2000)[0] = 0x5000  # to itself
+    assert [library.rmpc_pool_alloc(pool) for _ in range(3)] == [0x5000, 0x1000, NO_PAGE]
     for link in (NO_PAGE - 1, 0x9000, 0x4000, 0x5000):
         pool.reserved_count = 0
         library.rmpc_pool_init(pool)
@@ -436,7 +446,10 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
     fields: list[tuple[str, Any]] = [("levels", 3), ("levels", 6), ("large_level", 0), ("large_level", 4)]
     # not on a 1 GiB line, in the user's half, without room above it
     fields += [("page_offset", 4096), ("page_offset", 1 << 40), ("page_offset", m.U64 & -m.GIB)]
-    fields += [("c_bit", 1 << 31), ("c_bit", 1 << 52), ("c_bit", 3 << 47), ("cache_modes", [0, 0, 1, 0, 0, 0])]
+    fields += [("page_offset", 0xFFFF_0000_0000_0000), ("page_offset", m.U64 & -(1 << 46))]
+    fields += [("page_offset", m.PAGE_OFFSET + (1 << 29))]
+    fields += [("c_bit", 1 << 31), ("c_bit", 1 << 52), ("c_bit", 3 << 47)]
+    fields += [("cache_modes", [int(at == mode) for at in range(6)]) for mode in range(6)]
     # P to PSE and the frame are in every entry; G and NX need not be
     bits = (1, 1 << 7, 1 << 12, 1 << 51)
     fields += [(mask, m.U64 & ~bit) for mask in ("default_mask", "supported_mask") for bit in bits]
@@ -445,6 +458,25 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
         setattr(bad, field, value)
         status = library.rmpc_dmap_init(dmap, machine.mem, bad, mapped, 1, library.ffi.NULL)
         assert status == library.RMPC_ERR_ARGUMENT, (field, value)
+    # the first and the last place of a direct map, with 4 levels and with 5
+    for levels, half, size in ((4, 47, 46), (5, 56, 52)):
+        for page_offset, status in (
+            (m.U64 & -(1 << half), "OK"),
+            (m.U64 & -(1 << half) - m.GIB, "ERR_ARGUMENT"),
+            (m.U64 & -(1 << size) - m.GIB, "OK"),
+            (m.U64 & -(1 << size), "ERR_ARGUMENT"),
+        ):
+            moved = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+            moved.levels, moved.page_offset = levels, page_offset
+            got = library.rmpc_dmap_init(dmap, machine.mem, moved, mapped, 1, library.ffi.NULL)
+            assert got == getattr(library, f"RMPC_{status}"), (levels, hex(page_offset))
+    # memory may end where the C-bit begins; it is one of bits 51:32
+    last_page = library.new("struct rmpc_range *", ((1 << 32) - PAGE, PAGE, machine.mem.ranges.host))
+    edge = library.new("struct rmpc_mem *", {"ranges": last_page, "count": 1})
+    for bit in (32, 51):
+        encrypted = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+        encrypted.c_bit = 1 << bit
+        assert library.rmpc_dmap_init(dmap, edge, encrypted, mapped, 1, library.ffi.NULL) == library.RMPC_OK
     large = CffiMachine(library, m.HOLE)  # up to 5 GiB
     for bit, status in ((32, "ERR_RANGE"), (33, "OK")):
         encrypted = library.new("struct rmpc_dmap_config *", machine.dmap.config)
@@ -518,12 +550,30 @@ def test_a_boot_without_memory(library: Library) -> None:
     dmap, mapped = machine.dmap, library.new("struct rmpc_frames[]", 1)
     config = library.new("struct rmpc_dmap_config *", dmap.config)
     assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
-    row = library.new("struct rmpc_e820 *", (0x10_0800, 0, 1))
-    boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "e820": row, "e820_count": 1})
+    # what is behind the last row of either list is none of it
+    rows = library.new("struct rmpc_e820[]", [(0x10_0800, 0, 1), (0, 64 << 20, 1)])
+    beyond = library.new("struct rmpc_extent *", (0, 64 << 20))
+    boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "e820": rows, "e820_count": 1})
+    boot.memory = beyond
     assert library.rmpc_dmap_boot(dmap, boot) == library.RMPC_OK
     found = {row for row in walked(machine) if row[1] == 1}
     assert found == {(0, 1, pa, pa | m.SMALL_LEAF) for pa in range(0, 0x10_0000, PAGE)}
     assert [(frames.start, frames.end) for frames in mapped[0 : dmap.mapped_count]] == [(0, 0x100)]
+
+
+def test_a_row_behind_the_last_keeps_nothing(library: Library) -> None:
+    """direct-map §2.1 step 4: the slot of the last 2 MiB, mapped first, is cleared if no row of the e820 is there."""
+    machine = CffiMachine(library, m.SMALL)
+    dmap, mapped = machine.dmap, library.new("struct rmpc_frames[]", 4)
+    config = library.new("struct rmpc_dmap_config *", dmap.config)
+    assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 4, library.ffi.NULL) == library.RMPC_OK
+    rows = library.new("struct rmpc_e820[]", [(0, 62 << 20, 1), (62 << 20, 2 << 20, 1)])
+    memory = library.new("struct rmpc_extent *", (0, 64 << 20))
+    boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "memory_count": 1, "e820_count": 1})
+    boot.memory, boot.e820 = memory, rows
+    assert library.rmpc_dmap_boot(dmap, boot) == library.RMPC_OK
+    assert library.rmpc_dmap_lookup(dmap, m.PAGE_OFFSET + (60 << 20)).level == 2
+    assert library.rmpc_dmap_lookup(dmap, m.PAGE_OFFSET + (62 << 20)).entry == library.ffi.NULL
 
 
 @calls("rmpc_dmap_lookup")
@@ -553,6 +603,35 @@ def test_a_list_can_be_stopped(library: Library) -> None:
     assert seen == [4, 3, 2]
 
 
+@calls("rmpc_dmap_list")
+def test_a_list_is_of_a_range(library: Library) -> None:
+    """dmap.h: slots that overlap the range, by one byte or all of it, from the level asked for down."""
+    machine = CffiMachine(library, m.SMALL)
+    seen: list[tuple[int, int]] = []
+
+    def report(_: Any, entry: Any) -> bool:
+        seen.append((entry.level, entry.va - m.PAGE_OFFSET))
+        return True
+
+    listed = library.ffi.callback("bool(void *, const struct rmpc_dmap_entry *)", report)
+    ranges = {
+        (0, 2 * m.MIB): [0],
+        (1, 2 * m.MIB): [0, 2],
+        (2 * m.MIB - 1, 1): [0],
+        (2 * m.MIB - 1, 2): [0, 2],
+        (2 * m.MIB, 1): [2],
+        (PAGE, 0): [],
+        (62 * m.MIB, m.GIB): [62],
+    }
+    for (first, size), found in ranges.items():
+        seen.clear()
+        library.rmpc_dmap_list(machine.dmap, m.PAGE_OFFSET + first, size, 2, listed, library.ffi.NULL)
+        assert seen == [(2, at * m.MIB) for at in found], (first, size)
+    seen.clear()
+    library.rmpc_dmap_list(machine.dmap, m.PAGE_OFFSET, 1, 3, listed, library.ffi.NULL)
+    assert seen == [(3, 0), (2, 0)]
+
+
 @calls("rmpc_dmap_init rmpc_dmap_list rmpc_dmap_census rmpc_dmap_put_high_path rmpc_dmap_put_table rmpc_dmap_put_leaf")
 def test_a_direct_map_without_a_root(library: Library) -> None:
     """Between rmpc_dmap_init() and what builds it there is nothing, and nothing can be put there."""
@@ -574,6 +653,15 @@ def test_a_direct_map_without_a_root(library: Library) -> None:
     assert library.rmpc_dmap_put_high_path(dmap) == library.RMPC_ERR_STATE
     assert library.rmpc_dmap_put_root(dmap, 0x1000) == library.RMPC_OK
     high = m.HIGH_MAPPING
+    # no page for a table of the way there: the slot stays empty, and may be filled later
+    for tables in (1, 2):
+        machine.mem.fail_skip, machine.mem.fail_count = tables - 1, 1
+        assert library.rmpc_dmap_put_high_path(dmap) == library.RMPC_ERR_NOMEM
+        assert dmap.counters.table_pages == tables
+    assert library.rmpc_dmap_put_high_path(dmap) == library.RMPC_OK
+    assert dmap.counters.table_pages == 3
+    assert library.rmpc_dmap_put_leaf(dmap, high, 2, m.LARGE_LEAF) == library.RMPC_OK
+    assert library.rmpc_dmap_put_root(dmap, 0x1000) == library.RMPC_OK
     # something else is where a table of that way has to be
     assert library.rmpc_dmap_put_table(dmap, high & -(1 << 39), 4, 0x2000 | m.BOOT_TABLE) == library.RMPC_OK
     assert library.rmpc_dmap_put_leaf(dmap, high, 3, 0) == library.RMPC_ERR_STATE
@@ -600,6 +688,25 @@ def test_mapped_ranges(library: Library) -> None:
     assert dmap.max_pfn_mapped == 40
     assert [library.rmpc_dmap_is_mapped(dmap, pfn) for pfn in (9, 10, 39, 40)] == [False, True, True, False]
     assert not library.rmpc_dmap_is_mapped(dmap, (1 << 64) - 1)  # nothing comes after it
+    # many of them; what is behind the array is not its own, and what is behind the last range is none
+    room = 6
+    frames = library.new("struct rmpc_frames[]", [(77 + at, 99 + at) for at in range(16)])
+    dmap.mapped, dmap.mapped_count, dmap.mapped_room, dmap.max_pfn_mapped = frames, 0, room, 0
+    assert not library.rmpc_dmap_is_mapped(dmap, 77)
+    for start in (90, 50, 10, 70):
+        added(start, start + 5)
+    assert added(30, 35) == [(10, 15), (30, 35), (50, 55), (70, 75), (90, 95)]
+    assert added(80, 85)[3:] == [(70, 75), (80, 85), (90, 95)]
+    assert added(51, 54) == added(50, 55) == added(90, 95)
+    assert added(34, 52) == [(10, 15), (30, 55), (70, 75), (80, 85), (90, 95)]
+    assert added(1, 5) == [(1, 5), (10, 15), (30, 55), (70, 75), (80, 85), (90, 95)]
+    pfns = [pfn for pfn in range(100) if library.rmpc_dmap_is_mapped(dmap, pfn)]
+    assert pfns == [*range(1, 5), *range(10, 15), *range(30, 55), *range(70, 75), *range(80, 85), *range(90, 95)]
+    assert dmap.max_pfn_mapped == 95
+    assert added(12, 85) == [(1, 5), (10, 85), (90, 95)]
+    assert added(0, 200) == [(0, 200)]
+    assert dmap.max_pfn_mapped == 200
+    assert all((frames[at].start, frames[at].end) == (77 + at, 99 + at) for at in range(room, 16))
 
 
 @calls("rmpc_dmap_put_root", "rmpc_dmap_put_table", "rmpc_dmap_put_leaf")
@@ -621,6 +728,7 @@ def test_a_direct_map_put_together_by_hand(library: Library) -> None:
         (library.rmpc_dmap_put_table, at, 3, 0x3000 | table, "OK"),
         (library.rmpc_dmap_put_table, at, 6, 0x4000 | table, "ERR_ARGUMENT"),
         (library.rmpc_dmap_put_leaf, at, 0, m.SMALL_LEAF, "ERR_ARGUMENT"),
+        (library.rmpc_dmap_put_leaf, at & -(1 << 39), 4, m.RW, "ERR_ARGUMENT"),
         (library.rmpc_dmap_put_leaf, at, 2, 0x4000 | table, "ERR_STATE"),
         (library.rmpc_dmap_put_leaf, at + 0x20_0000, 2, 0x20_0000 | m.LARGE_LEAF, "OK"),
     )
@@ -646,9 +754,14 @@ def test_invariants(library: Library) -> None:
     def broken() -> int:
         return int(library.rmpc_dmap_validate(machine.dmap, scratch, 64, where))
 
-    assert broken() == library.RMPC_BROKEN_PAGE_COUNTS
+    where[0] = 7
+    assert (broken(), where[0]) == (library.RMPC_BROKEN_PAGE_COUNTS, 0)
     counters.pages[3] -= 1
     assert broken() == library.RMPC_INVARIANTS_HOLD
+    # the third table, of 2 MiB pages, is one too many
+    counters.table_pages -= 1
+    assert (broken(), where[0]) == (library.RMPC_BROKEN_TABLE_COUNT, m.PAGE_OFFSET)
+    counters.table_pages += 1
     walk = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000)
     walk.entry[0] ^= 0x20_0000
     assert (broken(), where[0]) == (library.RMPC_BROKEN_IDENTITY, m.PAGE_OFFSET + 0x400_000)
@@ -699,6 +812,24 @@ def test_invariants(library: Library) -> None:
     assert frames and machine.validate() is None
 
 
+@calls("rmpc_dmap_put_root", "rmpc_dmap_put_table", "rmpc_dmap_validate")
+def test_tables_in_any_order(library: Library) -> None:
+    """A table that hangs in two places is found wherever the others lie."""
+    machine = CffiMachine(library, m.SMALL)
+    dmap, at = machine.dmap, m.PAGE_OFFSET
+    pages = (0x9000, 0x3000, 0x7000, 0x5000, 0xB000, 0x6000)
+    assert library.rmpc_dmap_put_root(dmap, 0x4000) == library.RMPC_OK
+    assert library.rmpc_dmap_put_table(dmap, at, 4, 0x8000 | m.BOOT_TABLE) == library.RMPC_OK
+    for number, page in enumerate(pages):
+        assert library.rmpc_dmap_put_table(dmap, at + number * m.GIB, 3, page | m.BOOT_TABLE) == library.RMPC_OK
+    assert machine.validate() is None
+    slots = library.ffi.cast("uint64_t *", library.ffi.from_buffer(machine.bytes_at(0x8000, PAGE)))
+    first = next(number for number in range(512) if slots[number])
+    for page in (*pages, 0x4000, 0x8000):
+        slots[first + len(pages)] = page | m.BOOT_TABLE
+        assert str(machine.validate()).startswith("table-shared")
+
+
 @calls("rmpc_set_memory", "rmpc_change_page_attr")
 def test_what_is_no_change_of_attributes(library: Library) -> None:
     machine = CffiMachine(library, m.SMALL)
@@ -712,7 +843,109 @@ def test_what_is_no_change_of_attributes(library: Library) -> None:
         page_there = library.new("struct rmpc_pages *", {"va": va, "count": 1})
         assert library.rmpc_set_memory(machine.dmap, library.RMPC_SET_MEMORY_RO, page_there[0]) == m.EFAULT
     assert library.rmpc_change_page_attr(machine.dmap, page[0], 0x1000, 0) == m.EFAULT
+    assert library.rmpc_change_page_attr(machine.dmap, page[0], 0, 0x1000) == m.EFAULT
+    # cpa.h: what is not modelled comes before that there is nothing to do
+    end, high_end = m.PAGE_OFFSET + (1 << 46), m.HIGH_MAPPING + m.GIB
+    ranges: dict[tuple[int, int], int] = {(0x1000, 1): m.EFAULT, (0x1000, 0): m.EFAULT, (high_end + PAGE, 0): 0}
+    for origin, past in ((m.PAGE_OFFSET, end), (m.HIGH_MAPPING, high_end)):
+        ranges |= {(origin, 1): 0, (past - PAGE, 1): 0, (past - PAGE, 2): m.EFAULT, (past, 0): 0, (past, 1): m.EFAULT}
+    ranges[end + PAGE, 1] = ranges[end + PAGE, 0] = m.EFAULT
+    for (va, count), answer in ranges.items():
+        pages = library.new("struct rmpc_pages *", {"va": va, "count": count})
+        assert library.rmpc_change_page_attr(machine.dmap, pages[0], 0, 0) == answer, (hex(va), count)
+    inside = m.PAGE_OFFSET
+    for addresses, answer in {
+        (inside, inside + PAGE): 0,
+        (0x1000,): m.EFAULT,
+        (end,): m.EFAULT,
+        (high_end,): m.EFAULT,
+        (0x1000, inside): m.EFAULT,
+        (inside, 0x1000): m.EFAULT,
+    }.items():
+        listed = library.new("uint64_t[]", addresses)
+        pages = library.new("struct rmpc_pages *", {"count": len(addresses), "addresses": listed})
+        assert library.rmpc_change_page_attr(machine.dmap, pages[0], 0, 0) == answer, addresses
     assert differences(machine.state(), before) == []
+
+
+@calls("rmpc_set_direct_map_valid_noflush")
+def test_frames_that_the_direct_map_has_no_room_for(library: Library) -> None:
+    """direct-map, table of sizes: 2^46 bytes with 4 levels; §4: zero pages are allowed up to there."""
+    machine = CffiMachine(library, m.SMALL, kernel="6.13")
+    before = machine.state()
+    frames = 1 << 34
+    for pfn, pages, answer in (
+        (frames, 0, 0),
+        (frames, 1, m.EFAULT),
+        (frames + 1, 0, m.EFAULT),
+        (0, frames + 1, m.EFAULT),
+        (1 << 52, 1, m.EFAULT),  # as an address it is 0 again
+    ):
+        assert library.rmpc_set_direct_map_valid_noflush(machine.dmap, pfn, pages, False) == answer, (pfn, pages)
+    assert differences(machine.state(), before) == []
+
+
+@calls("rmpc_dmap_lookup", "rmpc_machine_apply")
+def test_a_table_outside_the_memory(library: Library) -> None:
+    """What an embedder's own bytes may hold: a pointer to what is no memory is like a hole, for collapses too."""
+    machine = CffiMachine(library, m.SMALL, kernel="6.15")
+    slot = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x600_000).entry
+    slot[0] = 1 << 50 | m.SPLIT_TABLE
+    assert machine.apply(make_op("set_memory_rox", pfn=0x400, pages=0x400)).ret == 0
+    assert slot[0] == 1 << 50 | m.SPLIT_TABLE
+    assert library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000).entry[0] == 0x400_000 | 0x1A1
+
+
+@calls("rmpc_dmap_init", "rmpc_dmap_boot")
+def test_tables_are_reported(library: Library) -> None:
+    """direct-map §2.3, order of allocations; event.h: the level of the entries that a table will hold, and its page."""
+    small = [4, 3, 2]
+    for map_, levels in (
+        (m.SMALL, small),
+        (m.TINY_4K, [*small, *[1] * 8]),
+        (m.SMALL_LA57, [5, *small]),
+        (m.IMAGE, [4, 3, 2, 3, 2]),
+    ):
+        machine = CffiMachine(library, map_)
+        machine.record_events(True)
+        root = machine.dmap.root
+        config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+        mapped = library.new("struct rmpc_frames[]", 4)
+        assert library.rmpc_dmap_init(machine.dmap, machine.mem, config, mapped, 4, machine._events) == library.RMPC_OK
+        machine._boot()
+        events = machine.take_events()
+        below = root - PAGE * len(levels)  # the first building took the pages from there up
+        assert [(e["kind"], e["level"], e["a"]) for e in events] == [
+            (EventKind.TABLE_ALLOC, level, below - PAGE * at) for at, level in enumerate(levels)
+        ]
+
+
+@calls("rmpc_dmap_boot", "rmpc_dmap_lookup")
+def test_whole_gigabytes_of_small_pages(library: Library) -> None:
+    """direct-map §2.3: a map with "4K" has no large page, however much memory lies around."""
+    machine = CffiMachine(library, m.build_map([(0, 2 * m.GIB)], large_pages="4K"))
+    for at in (0, m.GIB - PAGE, m.GIB, m.GIB + 512 * m.MIB, 2 * m.GIB - PAGE):
+        walk = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + at)
+        assert (walk.level, walk.entry[0]) == (1, at | m.SMALL_LEAF)
+    assert machine.census() == {"4k": 2 * m.GIB // PAGE, "2m": 0, "1g": 0, "missing": 0}
+
+
+@calls("rmpc_dmap_put_table", "rmpc_dmap_put_leaf", "rmpc_dmap_census", "rmpc_dmap_validate")
+def test_neighbours_of_the_direct_map(library: Library) -> None:
+    """Entries right before and behind the direct map's span are not its own, whatever they map."""
+    for map_, size in ((m.SMALL_RANDOM, 1 << 46), (m.SMALL_LA57, 1 << 52)):
+        machine = CffiMachine(library, map_)
+        dmap, first = machine.dmap, map_.page_offset
+        census = machine.census()
+        pages = iter(range(0x10_0000, 0x20_0000, PAGE))
+        for va in (first - m.GIB, first + size):
+            for level in range(map_.levels, 3, -1):
+                slot = va & -(1 << 12 + 9 * (level - 1)) & m.U64
+                status = library.rmpc_dmap_put_table(dmap, slot, level, next(pages) | m.BOOT_TABLE)
+                assert status in (library.RMPC_OK, library.RMPC_ERR_STATE)  # a table is there already
+            assert library.rmpc_dmap_put_leaf(dmap, va, 3, 5 * m.GIB | m.LARGE_LEAF) == library.RMPC_OK
+        assert machine.census() == census
+        assert machine.validate() is None
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -733,10 +966,15 @@ def test_restore_asks_first(library: Library, allowed: bool) -> None:
     callback = library.ffi.callback("bool(const void *, uint64_t, uint64_t)", may)
     library.rmpc_dmap_restore(machine.dmap, 0x233, callback, library.ffi.NULL)
     after = machine.state()
-    assert asked[0] == (0x200, 0x200)
     assert differences_of_leaves(after, before if allowed else split) == []
+    assert asked == [(0x200, 0x200), (0, 1 << 18)][: 1 + allowed]
     if allowed:
-        assert asked == [(0x200, 0x200), (0, 1 << 18)]
+        # the table does not fit together: the one above is not asked about
+        assert library.rmpc_adjust_direct_map(machine.host, 0x233, 1) == 0
+        library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x234_000).entry[0] ^= m.NX
+        asked.clear()
+        library.rmpc_dmap_restore(machine.dmap, 0x233, callback, library.ffi.NULL)
+        assert asked == [(0x200, 0x200)]
 
 
 def differences_of_leaves(mine: State, theirs: State) -> list[str]:
@@ -778,6 +1016,10 @@ def test_where_a_table_can_be(library: Library) -> None:
     assert probed(0, 0) == library.RMPC_ERR_RMP_NONE
     assert probed(base, base - 1) == library.RMPC_ERR_RMP_ORDER
     assert probed(base, end, 0x10000) == library.RMPC_ERR_RMP_SMALL
+    # not above its end, but of one byte; then one byte less than 0x10000 entries need, and as many as they need
+    assert probed(base, base) == library.RMPC_ERR_RMP_SMALL
+    assert probed(base, base + 0x10_4000 - 2, 0x10000) == library.RMPC_ERR_RMP_SMALL
+    assert probed(base, base + 0x10_4000 - 1, 0x10000) == library.RMPC_OK
     # a profile that says of the segment table that it is larger than it can be
     profile.segment_limit, profile.segment_cached = 1, 1 << 16
     assert probed(base, end) == library.RMPC_ERR_ARGUMENT
@@ -847,10 +1089,19 @@ def test_where_a_segmented_table_can_be(library: Library) -> None:
     for at, status in ((outside, "ERR_RANGE"), (4 << 20, "OK")):
         machine.bytes_at(base + 0x4000, 8)[:] = struct.pack("<Q", at | 1)
         assert found(base) == (library.RMPC_OK, getattr(library, f"RMPC_{status}"))
-    # the segment table lies in memory, the bookkeeping before it does not
+    # memory in the last segment that addresses of 52 bits can name
+    profile.segment_max = 51
+    last = library.new("struct rmpc_rmp_msrs *", (base, 0, 51 << 8 | 1))
+    machine.bytes_at(base + 0x4008, 16)[:] = struct.pack("<QQ", 4 << 20 | 1, 4 << 20 | 1)
+    for top, status in (((1 << 39) + 5, "OK"), ((1 << 40) + 1, "ERR_RMP_COVER")):  # the next one is past them all
+        probed = library.rmpc_rmp_probe(last, machine.mem, profile, kernel, top)
+        assert probed == getattr(library, f"RMPC_{status}"), hex(top)
+    # the bookkeeping lies in memory, the segment table after it does not; then the other way round
+    msrs = library.new("struct rmpc_rmp_msrs *", (base, 0, cfg))
+    before = CffiMachine(library, m.build_map([(0, 0x10_4000)], e820=[(0, 0x10_4000, 1)]))
+    assert library.rmpc_rmp_measure(msrs, before.mem, profile, room) == library.RMPC_ERR_RANGE
     beyond = CffiMachine(library, m.build_map([(0x10_4000, 8 << 20)], e820=[(0x10_4000, 8 << 20, 1)]))
     beyond.bytes_at(base + 0x4000, 8)[:] = struct.pack("<Q", 4 << 20 | 1)
-    msrs = library.new("struct rmpc_rmp_msrs *", (base, 0, cfg))
     assert library.rmpc_rmp_measure(msrs, beyond.mem, profile, room) == library.RMPC_ERR_RANGE
 
 
@@ -960,6 +1211,7 @@ def test_instructions_without_an_rmp(library: Library) -> None:
         library.rmpc_rmpquery(null, cpu, 0, rcx, rdx, null),
     ]
     assert [(one.kind, one.code) for one in outcomes] == 6 * [(library.RMPC_OUTCOME_FAULT, library.RMPC_VECTOR_UD)]
+    assert not any(one.transient or one.cf for one in outcomes)  # outcome.h: both are of codes
     assert (state.gpa, state.high, rcx[0], rdx[0]) == (5, 6, 7, 8)
     assert library.ffi.buffer(library.ffi.addressof(cpu, "counters"))[:] == bytes(48)
 
@@ -999,6 +1251,18 @@ def test_pages_in_use_are_few(library: Library) -> None:
     assert library.rmpc_in_use_add(machine.rmp, (0x100, 0, 0)) == library.RMPC_ERR_ARGUMENT
     assert library.rmpc_in_use_add(machine.rmp, (0x99, 0, 0)) == library.RMPC_ERR_FULL
     assert run(0x1000) == library.RMPC_ERR_FULL
+
+
+@calls("rmpc_machine_apply")
+def test_nothing_is_written_past_a_table(library: Library) -> None:
+    """rmp §4.2 SNP_INIT: a hole in memory whose last frame is the first that is not covered."""
+    frames, hole, base = 0x3F08, 0x3F00, 1 << 32
+    memory = [(0, hole << 12), (frames + 1 << 12, 16 * PAGE)]
+    end = base + 0x4000 + 16 * frames
+    machine = CffiMachine(library, m.build_map(memory, rmp=(base, end - 1), rmp_probed=False))
+    machine.bytes_at(end, 16)[:] = bytes(range(16))
+    assert machine.apply(make_op("SNP_INIT")).ret == 0
+    assert machine.bytes_at(end - 16, 32)[:] == struct.pack("<QQ", m.IMMUTABLE, 0) + bytes(range(16))
 
 
 @calls("rmpc_firmware_command", "rmpc_firmware_add_context", "rmpc_firmware_add_record")
@@ -1093,7 +1357,8 @@ def test_writes_of_the_host(library: Library) -> None:
 def test_blocks_at_the_ends(library: Library) -> None:
     """host §1: blocks that the table fills in part, if some byte of them is usable; no more are written than fit."""
     machine = CffiMachine(library, m.SNP_TIGHT)
-    machine.rmp.segments[0].pa = 0
+    # a table in one piece has two ends, wherever its entries may be
+    machine.rmp.segments[0].pa = (1 << 32) + 0x70_0000
     usable = library.new("struct rmpc_extent[]", [((1 << 32) - 0x1000, 0x1000), ((1 << 32) + 0x60000, 0x1000000)])
     blocks = library.new("struct rmpc_extent[]", [(7, 7)] * 3)
     assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 2, blocks, 0) == 1
@@ -1101,6 +1366,12 @@ def test_blocks_at_the_ends(library: Library) -> None:
     assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 2, blocks, 3) == 1
     assert [(one.base, one.size) for one in blocks[0:2]] == [(1 << 32, 0x20_0000), (7, 7)]
     assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 1, blocks, 3) == 0
+    # RMP_END is the last byte: this one is the first of a block, the next the first that could be usable
+    machine.rmp.msrs.end = (1 << 32) + 0x40_0000
+    assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 2, blocks, 3) == 1
+    assert blocks[0].base == (1 << 32) + 0x40_0000
+    machine.rmp.msrs.end -= 1
+    assert library.rmpc_rmp_end_blocks(machine.rmp, usable, 2, blocks, 3) == 0
 
 
 @calls("rmpc_rmp_end_blocks")
@@ -1149,6 +1420,7 @@ def test_decoding(library: Library) -> None:
         for size in range(4):
             found = library.rmpc_insn_decode(code, size, True)
             assert (found.insn, found.length) == (library.RMPC_INSN_NONE, 0)
+    assert not library.rmpc_insn_decode(b"\x67", 0, True).short_address  # of no byte at all
     for other in ("0f01fe", "f20f01fc", "f20f00fe", "f390", "6666"):
         code = bytes.fromhex(other)
         assert library.rmpc_insn_decode(code, len(code), True).insn == library.RMPC_INSN_NONE
@@ -1229,6 +1501,33 @@ def test_operands_that_fault(library: Library, code: str, asid: int, error: int 
     assert len(machine.take_events()) == 0
 
 
+@calls("rmpc_insn_execute")
+def test_what_comes_before_a_walk_that_fails(library: Library) -> None:
+    """rmp §2.1, steps 1 to 3 of execute: the walk's error code is the #PF's alone: not #GP(0)'s, nor a code's that
+    happens to be 14 (switch pvalidate_vmpl)."""
+    machine, ffi = CffiMachine(library, m.SNP, switches={"pvalidate_vmpl": 14}), library.ffi
+
+    def refuse(user: Any, va: int, page: Any, code_out: Any) -> bool:
+        code_out[0] = 0x2
+        return False
+
+    memory = library.new("struct rmpc_memory *")
+    memory.translate = walk = ffi.callback("bool(void *, uint64_t, struct rmpc_page *, uint64_t *)", refuse)
+    decoded = library.new("struct rmpc_decoded *")
+    found = []
+    for mode in ((5, 0, True, True), (5, 1, False, True), (5, 0, False, True)):
+        own = library.new("struct rmpc_registers *", (0x400_000, 0, 1, 0x100, 2))
+        machine.cpu.mode = mode
+        code = bytes.fromhex("f20f01ff")
+        outcome = library.rmpc_insn_execute(
+            machine.rmp, machine.cpu, library.RMPC_MODE_LONG, code, 4, own, memory, decoded
+        )
+        found.append((outcome.kind, outcome.code, outcome.info))
+    del walk
+    fault = library.RMPC_OUTCOME_FAULT
+    assert found == [(fault, 13, 0), (library.RMPC_OUTCOME_CODE, 14, 0), (fault, 14, 2)]
+
+
 @calls("rmpc_machine_apply", "rmpc_machine_run")
 def test_records_that_are_no_op(library: Library) -> None:
     """Refused, untouched; none at all is no op either."""
@@ -1306,11 +1605,15 @@ def test_many_of_the_hosts_accesses(library: Library, kind: str) -> None:
         strange = [0x232, 0x233, 0x400, 0x235, 0x236, 0x3E01, 0xFFFF, 0x4_5000, 1 << 30]
         # the first twelve are fetched at once, others while those before them are looked at
         frames = [*strange, *range(0x600, 0x620), *strange]
-        pfns, outcomes = library.new("uint64_t[]", frames), library.new("struct rmpc_outcome[]", len(frames))
+        pfns, outcomes = library.new("uint64_t[]", [*frames, 0]), library.new("struct rmpc_outcome[]", len(frames) + 1)
         which = getattr(library, f"RMPC_{kind}")
+        library.rmpc_host_access_all(machine.host, library.ffi.NULL, 0, which, library.ffi.NULL)
+        # what stands after those that are asked about is neither written nor counted
+        outcomes[len(frames)].kind = library.RMPC_OUTCOME_FAULT
         library.rmpc_host_access_all(machine.host, pfns, len(frames), which, outcomes)
+        assert outcomes[len(frames)].kind == library.RMPC_OUTCOME_FAULT
         level = library.new("int *")
-        for pfn, outcome in zip(frames, outcomes, strict=True):
+        for pfn, outcome in zip(frames, outcomes[0 : len(frames)], strict=True):
             assert as_bytes(library, library.rmpc_host_access(single.host, pfn, which, level)) == as_bytes(
                 library, outcome
             )

@@ -458,6 +458,17 @@ def test_one_2m_page_that_does_not_fit(backend: str, at: int, what: str) -> None
     assert host.counters()["level3_collapses"] == 0
 
 
+def test_flags_of_a_giga_page(backend: str) -> None:
+    """§8, §1: bit 12 of a 2 MiB leaf is a flag and no part of its frame; it stays where it is."""
+    first = giga_ready(backend)
+    rows = {(0, 2, at): at | ROX_LARGE | PAT_LARGE for at in range(GIB + 2 * MIB, 2 * GIB, 2 * MIB)}
+    rows |= {(0, 1, at): at | ROX | PAT for at in range(GIB, GIB + 2 * MIB, 0x1000)}
+    rows[0, 1, GIB + 0x10000] = GIB + 0x10000 | SMALL_LEAF | PAT
+    host = continued(first, with_leaves(first.state(), rows))
+    assert host.change("set_memory_rox", [0x40010]) == 0
+    assert host.leaf(0x40010) == (3, GIB | ROX_LARGE | PAT_LARGE)
+
+
 def test_a_table_among_them(backend: str) -> None:
     """§8 "present leaves": another 2 MiB page that is still split stands in the way."""
     host = giga_ready(backend)

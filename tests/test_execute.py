@@ -206,6 +206,8 @@ NOT_THESE = [
     "f23f0f01fe",  # next to the REX prefixes
     "f2500f01fe",
     "f3500f01ff",
+    "63f20f01fe",  # next to the prefixes
+    "68f20f01fe",
 ]
 
 
@@ -725,6 +727,17 @@ def test_rmpquery_looks_at_dl_alone(backend: str) -> None:
     assert (done.registers.rax, done.registers.rdx) == (0, 0x302)
 
 
+@pytest.mark.parametrize("target", [4, 0x7F, 0x80, 0x81, 0xFF])
+def test_rmpquery_of_no_vmpl(backend: str, target: int) -> None:
+    """rmp §2.7 row 4: all of RDX[7:0] has to be below the number of VMPLs."""
+    host = host_of(backend)
+    valid(host, 0x0003_0F1F)
+    registers = Registers(rax=GVA, rcx=7, rdx=target)
+    done = execute(host, OPCODES["RMPQUERY"], registers=registers, cpu=GUEST, page=PAGE)
+    assert done.result == Result(FAIL_PERMISSION, Kind.CODE)
+    assert (done.registers.rcx, done.registers.rdx) == (7, target)
+
+
 # --- addresses ---
 
 
@@ -861,3 +874,26 @@ def test_an_injected_0_reads_the_operand(backend: str) -> None:
     args = arguments("RMPUPDATE") | {"operand": operand(gpa=GPA, assigned=1, asid=5)}
     assert execute(host, OPCODES["RMPUPDATE"], **args).result.ret == SUCCESS
     assert host.rmp(PFN)[0] == ASSIGNED | GPA | ASID_5
+
+
+def test_an_injected_zero_is_used_up(backend: str) -> None:
+    """rmp §2.1 "inject": 0 executes normally; it is taken before the operand is read, and gone when that faults."""
+    host = host_of(backend)
+    for code in (0, FAIL_INUSE):
+        assert host.call("inject", code=code, count=1) == 0
+    done = execute(host, OPCODES["RMPUPDATE"], registers=Registers(rax=PA, rcx=0x1000))
+    assert (done.result.ret, done.result.kind) == (14, Kind.FAULT)
+    assert host.state().inject == ((FAIL_INUSE, 1),)
+
+
+def test_an_injected_code_comes_before_the_operand(backend: str) -> None:
+    """rmp §2.1 "inject": the code is the answer and nothing else happens, so the operand is not read; nor is it in a
+    guest (row 3 of execute).  The event has zeros for what was not read."""
+    host = host_of(backend)
+    assert host.call("inject", code=FAIL_INUSE, count=1) == 0
+    host.events()
+    for cpu, code in ((Cpu(), FAIL_INUSE), (GUEST, FAIL_PERMISSION)):
+        done = execute(host, OPCODES["RMPUPDATE"], registers=Registers(rax=PA, rcx=0x1000), cpu=cpu)
+        assert done.result == Result(code, Kind.CODE)
+        assert host.events() == [Event(EventKind.RMPUPDATE, code=code, a=PA)]
+    assert host.state().inject == ()

@@ -243,6 +243,66 @@ def test_bad_switches(backend: str, switches: dict[str, int]) -> None:
         Host(backend, SNP, switches=switches)
 
 
+BOUNDS = {
+    **dict.fromkeys(
+        (
+            "rmpread",
+            "keep_same",
+            "reserved_input",
+            "lock_follows_immutable",
+            "subpage_count",
+            "rmpquery",
+            "inuse_first",
+            "rescind_resets",
+            "segmented",
+            "segment_limit",
+            "vmpl_sss",
+            "hv_in_use_wr",
+        ),
+        (0, 1),
+    ),
+    **dict.fromkeys(("overlap_inner", "psmash_unassigned", "psmash_immutable"), (1, 255)),
+    **dict.fromkeys(("vmpl0_all", "pvalidate_vmpl", "rmpquery_vmpl"), (0, 255)),
+    "gpa_bits": (13, 51),
+    "asid_limit": (0, 0x3FF),
+    "segment_cached": (1, 512),
+    "vmpls": (1, 4),
+}
+"""Least and greatest value of each switch that takes all that lies between."""
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_of_switches(backend: str, name: str) -> None:
+    """rmp "Switches", column "values": the bounds themselves are allowed, what is next to them is not."""
+    least, greatest = BOUNDS[name]
+    for value in (least, greatest):
+        assert Host(backend, SNP, switches={name: value}).update(0x201) == SUCCESS
+    for value in (least - 1, greatest + 1):
+        with pytest.raises(MachineError):
+            Host(backend, SNP, switches={name: value})
+
+
+@pytest.mark.parametrize(
+    ("switches", "accepted"),
+    [
+        *(({"bookkeeping": value}, value in (0, 1, 512)) for value in (0, 1, 2, 511, 512, 513)),
+        *(({"segment_min": value}, value in (30, 40)) for value in (29, 30, 40, 41)),  # to segment_max, which is 40
+        *(({"segment_max": value}, value in (36, 51)) for value in (35, 36, 51, 52)),
+        *(({"segment_unit": 20, "segment_min": value}, value == 10) for value in (9, 10)),
+        ({"segment_min": 51, "segment_max": 51}, True),
+        ({"segment_min": 52, "segment_max": 52}, False),
+        *(({"segment_unit": value}, value == 20) for value in (1, 19, 20, 21)),
+    ],
+)
+def test_values_of_other_switches(backend: str, switches: dict[str, int], accepted: bool) -> None:
+    """rmp "Switches", and the two rules above its table."""
+    if accepted:
+        assert Host(backend, SNP, switches=switches).update(0x201) == SUCCESS
+    else:
+        with pytest.raises(MachineError):
+            Host(backend, SNP, switches=switches)
+
+
 @pytest.mark.parametrize("hardware", ["rome", "Turin", ""])
 def test_unknown_hardware(backend: str, hardware: str) -> None:
     """Profiles are milan, genoa and turin."""

@@ -238,6 +238,7 @@ def test_two_segments(backend: str) -> None:
         (30, 1, 0x40000),
         (30, 2, 0x40000),  # clamped
         (30, 0xFFFFF, 0x40000),
+        (30, 0x80000, 0x40000),  # the field's highest bit alone
         (31, 1, 0x40000),  # half of the segment
         (31, 2, 0x80000),
         (31, 5, 0x80000),
@@ -618,6 +619,23 @@ def test_reserved_bits_when_snp_is_enabled(backend: str, limit: int, cached: int
             host_of(backend, RESERVED_1, switches=switches)
 
 
+def test_reserved_bits_of_the_first_entry(backend: str) -> None:
+    """rmp §1.7: entry 0 counts like the others."""
+    with pytest.raises(RmpError):
+        host_of(backend, free_map(TABLE_0 | 1 | 1 << 52, TABLE_1 | 1), switches={"segment_limit": 1})
+
+
+def test_memory_in_a_segment_that_does_not_count(backend: str) -> None:
+    """rmp §1.7, NumSegReduction 1: the first entry that is not cached covers no memory."""
+    for cached in (1, 2):
+        switches = {"segment_limit": 1, "segment_cached": cached}
+        if cached == 2:
+            assert is_covered(host_of(backend, TWO, switches=switches), 0x40000)
+        else:
+            with pytest.raises(RmpError):
+                host_of(backend, TWO, switches=switches)
+
+
 @pytest.mark.parametrize(
     "switches",
     [
@@ -833,11 +851,34 @@ def test_own_pages(backend: str, reserved: bool) -> None:
     assert host.do("SNP_PAGE_RECLAIM", pa=BASE + 0x5000) == Result(0x1A, Kind.FIRMWARE)
 
 
+@pytest.mark.parametrize(("first", "last"), [(0x3FFF0, 0x40000), (0x3FFF0, 0x40204), (0x40010, 0x40204)])
+def test_a_hole_over_two_segments(backend: str, first: int, last: int) -> None:
+    """rmp §4.2 SNP_INIT, row 4: what is no DRAM is HV-Fixed on both sides of a segment's end, from the hole's first
+    frame to its last."""
+    top = last + 1 << 12
+    map_ = build_map(
+        [(0, 64 * MIB)],
+        e820=[
+            (0, 64 * MIB, 1),
+            (64 * MIB, 16 * MIB, 2),
+            (80 * MIB, (first << 12) - 80 * MIB, 0xEFFFFFFF),
+            (top, 3 * GIB - top, 0xEFFFFFFF),
+        ],
+        segmented=SegmentedRmp(BASE, cfg(30), (TABLE_0 | 1, TABLE_1 | 1, TABLE_2 | 1)),
+        rmp_probed=False,
+    )
+    host = host_of(backend, map_)
+    assert host.do("SNP_INIT").ret == 0
+    fixed = [pfn for pfn, lo, _ in host.state().rmp.tolist() if lo == IMMUTABLE and pfn >= 0x5000]
+    assert fixed == list(range(first, last + 1))
+
+
 def test_the_range_below_1_tib(backend: str) -> None:
     """rmp §4.2 SNP_INIT: 0xfd_0000_0000 to 0xfd_ffff_ffff is HV-Fixed, even where the e820 table has memory there."""
     last = 0xFD_0000_0000 + 4 * GIB
     rst = [0] * 512
     rst[506] = TABLE_0 | 1  # 2 GiB segments: from 0xfd_0000_0000
+    rst[507] = TABLE_2 | 1  # from 0xfd_8000_0000
     rst[508] = TABLE_1 | 1  # from 0xfe_0000_0000
     map_ = build_map(
         [(0, 64 * MIB)],
@@ -849,6 +890,7 @@ def test_the_range_below_1_tib(backend: str) -> None:
     assert host.do("SNP_INIT").ret == 0
     first = 0xFD_0000_0000 >> 12
     expected = {first: PageState.HV_FIXED, first + 0x3FFFF: PageState.HV_FIXED, last >> 12: PageState.HYPERVISOR}
+    expected |= {first + 0x80000: PageState.HV_FIXED, first + 0xBFFFF: PageState.HV_FIXED}
     assert {pfn: host.call("page_state", pfn=pfn) for pfn in expected} == expected
     assert host.rmp(first + 0x12345) == (IMMUTABLE, 0)
 

@@ -543,6 +543,53 @@ def test_alias_goes_on_after_a_hole(backend: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("offset", "again"),
+    [(0xFFF000, True), (0x1000000, False), (0x1402000, False), (0x2344000, False), (0x2345000, True)],
+)
+def test_alias_by_address_and_by_frame(backend: str, offset: int, again: bool) -> None:
+    """§6: a page of the high mapping that maps another frame of the image: it is the address asked for that has to be
+    outside [_text, _brk_end), and the entry's frame whose place follows."""
+    first = Host(backend, IMAGE, kernel="6.12")
+    host = continued(first, with_leaves(first.state(), {(1, 2, 0xE00000): 0xE00000 | HIGH_LARGE}))
+    for at in (offset, 0x1203000):
+        assert host.call("set_memory_4k", pfn=at >> 12, pages=1, high=1) == 0
+    host = continued(host, with_leaves(host.state(), {(1, 1, offset): 0x1203000 | HIGH_SMALL}))
+    assert host.change("change_page_attr_set", [offset >> 12], high=1, mask=SOFTW1) == 0
+    high = leaves(host.state(), 1)
+    assert high[1, offset] == 0x1203000 | HIGH_SMALL | SOFTW1
+    assert high[1, 0x1203000] == 0x1203000 | HIGH_SMALL | (SOFTW1 if again else 0)
+    assert host.leaf(0x1203) == (1, 0x1203000 | SMALL_LEAF | SOFTW1)
+
+
+def test_image_that_ends_on_a_line(backend: str) -> None:
+    """§6: nothing is rounded up where _brk_end lies on a 2 MiB line: the frame behind it has no alias, so the flush is
+    of one page."""
+    image = dataclasses.replace(IMAGE_SYMBOLS, brk_end=HIGH_MAPPING + 0x2400000)
+    host = Host(backend, dataclasses.replace(IMAGE, image=image), kernel="6.12")
+    for pfn, flush in ((0x23FF, EventKind.FLUSH_ALL), (0x2400, EventKind.FLUSH_PAGES)):
+        host.events()
+        assert host.change("set_memory_ro", [pfn]) == 0
+        assert kinds(host.events())[-1] == flush
+
+
+def test_image_of_which_the_direct_map_has_nothing(backend: str) -> None:
+    """§4.1, §4.5: each page of a hole is done, and the image's have their aliases; the high mapping's page behind the
+    image is none of them."""
+    first = Host(backend, IMAGE, kernel="6.12")
+    behind = with_leaves(first.state(), {(1, 2, 0x2400000): 0x2400000 | HIGH_LARGE})
+    state = with_tables(behind, {(0, 4, 0): 0, (0, 3, 0): 0})
+    state = with_leaves(state, {(0, 2, at): 0 for at in range(0, 64 * MIB, 2 * MIB)})
+    host = continued(first, state)
+    assert host.call("change_page_attr_set", pfn=0x1001, pages=3, mask=SOFTW1) == 0
+    marked = {at >> 12 for (_, at), raw in leaves(host.state(), 1).items() if raw & SOFTW1}
+    assert marked == {0x1001, 0x1002, 0x1003}
+    assert host.call("change_page_attr_set", pfn=0x2380, pages=0x180, mask=SOFTW1) == 0
+    high = leaves(host.state(), 1)
+    assert {at >> 12 for (_, at), raw in high.items() if raw & SOFTW1} == marked | set(range(0x2380, 0x2400))
+    assert high[2, 0x2400000] == 0x2400000 | HIGH_LARGE
+
+
 @pytest.mark.parametrize("name", ["set_memory_nx", "set_memory_x"])
 def test_nx_alone_has_no_alias_before_6_2(backend: str, name: str) -> None:
     """§6: from 6.2 NX alone is checked for aliases as well: nothing changes there, but the flush becomes full."""
@@ -921,6 +968,36 @@ def test_outside_is_efault(backend: str, name: str) -> None:
     assert host.events() == []
 
 
+def test_small_pages_beyond_the_mapped_part(backend: str) -> None:
+    """§4.2, §4.5, §6: small pages go one by one, each with the alias of its own frame: here pages behind max_pfn_mapped
+    that map frames of the direct map, not in a row; a large page there is not covered by one of them."""
+    first = small_pages(backend, pfn=0x800)
+    rows = {(0, 1, 0x800000): 0x400000 | SMALL_LEAF, (0, 1, 0x801000): 0x600000 | SMALL_LEAF}
+    state = changed(with_leaves(first.state(), rows), max_pfn_mapped=0x7FF, mapped=((0, 0x7FF),))
+    host = continued(first, state)
+    assert host.call("set_memory_ro", pfn=0x800, pages=2) == 0
+    for pfn in (0x400, 0x401, 0x600, 0x601):
+        assert host.leaf(pfn) == (1, pfn << 12 | NX | (0x163 if pfn & 1 else 0x121)), hex(pfn)
+
+
+def test_hole_at_the_end_of_memory(backend: str) -> None:
+    """§4.1: a hole counts as done up to max_pfn_mapped, also where that is inside a slot."""
+    first = Host(backend, kernel="6.12")
+    state = changed(with_leaves(first.state(), {(0, 2, 0x3E00000): 0}), max_pfn_mapped=0x3F00, mapped=((0, 0x3F00),))
+    host = continued(first, state)
+    assert host.call("set_memory_ro", pfn=0x3E00, pages=0x100) == 0
+    assert host.call("set_memory_ro", pfn=0x3E00, pages=0x101) == EFAULT
+    assert host.state() == state
+
+
+def test_hole_of_one_page(backend: str) -> None:
+    """§4.1: an empty slot of level 1 is one page."""
+    first = small_pages(backend)
+    host = continued(first, with_leaves(first.state(), {(0, 1, 0x410000): 0}))
+    assert host.call("set_memory_ro", pfn=0x410, pages=2) == 0
+    assert [host.leaf(pfn) for pfn in (0x410, 0x411)] == [(1, 0), (1, 0x411000 | NX | 0x121)]
+
+
 def test_end_of_memory(backend: str) -> None:
     """§4.1, §4.6: what comes before the end is changed, and everything is flushed."""
     host = Host(backend, kernel="6.12")
@@ -1261,6 +1338,40 @@ def test_4k_of_the_high_mapping(backend: str) -> None:
     assert host.leaf(0x1203) == (1, 0x1203000 | SMALL_LEAF | SOFTW3)
     assert host.leaf(0x1204) == (1, 0x1204000 | SMALL_LEAF)
     assert kinds(host.events()) == [*SPLIT_EVENTS * 2, EventKind.FLUSH_ALL]
+
+
+def test_cache_lines_behind_a_large_page(backend: str) -> None:
+    """§4.6: from the middle of a large page to what is not present behind it."""
+    first = Host(backend, kernel="6.12")
+    rows = {(0, 2, 0x600000): inverted(0x600000, NX | A), (0, 2, 0x800000): 0}
+    host = continued(first, with_leaves(first.state(), rows))
+    host.call("set_memory_4k", pfn=0x4FF, pages=1)
+    host.events()
+    assert host.change("_set_memory_uc", [0x500, 0xA0F]) == 0
+    lines = [(event.a, event.b) for event in host.events() if event.kind == EventKind.FLUSH_CACHE]
+    assert lines == [(va(0x500), 0x100), (va(0xA00), 0x10)]
+    host.call("_set_memory_wb", pfn=0xC00, pages=0x200)
+    host.events()
+    assert host.change("_set_memory_uc", [0xD00, 0xFFF]) == 0
+    lines = [(event.a, event.b) for event in host.events() if event.kind == EventKind.FLUSH_CACHE]
+    assert lines == [(va(0xD00), 0x300)]
+
+
+def test_global_where_it_is_not_supported(backend: str) -> None:
+    """§4: the bits to set are cut to the supported mask; with none left, nothing is touched: G is not lost."""
+    host = Host(backend, dataclasses.replace(SMALL, supported_mask=U64 & ~G), kernel="6.12")
+    before = host.state()
+    assert host.call("set_memory_global", pfn=0x400, pages=1) == 0
+    assert host.state() == before
+
+
+def test_write_back_does_not_encrypt(backend: str) -> None:
+    """§7: _set_memory_wb clears the cache mode and sets nothing."""
+    host = Host(backend, SMALL_CBIT, kernel="6.12")
+    assert host.call("set_memory_decrypted", pfn=0x400, pages=1) == 0
+    raw = host.leaf(0x400)[1]
+    assert host.call("_set_memory_wb", pfn=0x400, pages=1) == 0
+    assert host.leaf(0x400)[1] == raw == 0x400000 | SMALL_LEAF
 
 
 def test_cache_lines_of_a_leaf_that_goes_further(backend: str) -> None:

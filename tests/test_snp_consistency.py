@@ -621,6 +621,15 @@ def test_walks_are_private_whatever_the_c_bit(backend: str) -> None:
         assert snp_access(host, 0x201, access, 0x7000, c=0) == ALLOWED
 
 
+def test_a_2m_head_that_is_not_assigned_governs_nothing(backend: str) -> None:
+    """rmp §3.1: the head governs its region where it is an *assigned* 2M entry; this one was stored by hand."""
+    host = Host(backend, SNP)
+    host.machine.write_rmp(0x200, SIZE_2M, 0)
+    host.machine.write_rmp(0x201, VALIDATED | ASSIGNED | 0x7000 | ASID_5, 0x1F)
+    assert snp_access(host, 0x201, AccessKind.READ, 0x7000, vmpl=0) == ALLOWED
+    assert guest(host, "PVALIDATE", 0x201, 0x7000, rcx=0, rdx=0) == Result(0, Kind.CODE)
+
+
 def test_not_validated_is_a_vc(backend: str) -> None:
     """rmp §3.2: validated comes after ownership and before VMPL: #VC 0x404, CR2 = GVA."""
     host = Host(backend, SNP)
@@ -814,6 +823,26 @@ def test_own_pages_are_protected(backend: str) -> None:
     assert host.state() == before
 
 
+@pytest.mark.parametrize("left_out", [0x200, 0x400, 0x600, None])
+def test_set_state_of_several_regions(backend: str, left_out: int | None) -> None:
+    """rmp §4.2 SNP_PAGE_SET_STATE: Firmware to HV-Fixed, for a whole range; one region that is not firmware's, wherever
+    it lies, and nothing is done."""
+    host = Host(backend, SNP)
+    assert command(host, "SNP_INIT") == 0
+    regions = range(0x200, 0x800, 0x200)
+    for pfn in regions:
+        if pfn != left_out:
+            assert host.do("rmp_make_firmware", pfn=pfn, level=2).ret == 0
+    before = host.state()
+    status = command(host, "SNP_PAGE_SET_STATE", pa=0x200000, pages=3 * 512)
+    if left_out is None:
+        assert status == 0
+        assert {state_of(host, pfn) for pfn in range(0x200, 0x800)} == {PageState.HV_FIXED}
+    else:
+        assert status == 0x1A
+        assert host.state() == before
+
+
 @pytest.mark.parametrize(("pfn", "pages"), [(0x300, 3), (0x400, 2), (0x3FF, 2), (0x4100, 1)])
 def test_init_with_iommu_buffers(backend: str, pfn: int, pages: int) -> None:
     """rmp §4.2: the IOMMU's buffers become Firmware-IOMMU, and the regions' heads count them (rmp §1.2)."""
@@ -892,6 +921,39 @@ def test_pages_that_are_dram_in_part(backend: str) -> None:
     fixed = {pfn for pfn, lo, _ in host.state().rmp.tolist() if lo == 4}
     low = {pfn for pfn in fixed if pfn < 0x4000}
     assert low == {*range(0x9F, 0x100), 0x2003, 0x2004, 0x2005, *range(0x2007, 0x4000)}
+
+
+def test_dram_from_a_pages_second_byte_on(backend: str) -> None:
+    """rmp §4.2 SNP_INIT, row 4: a page that lacks only its first byte is not wholly DRAM."""
+    map_ = build_map([(0, 2 * MIB)], e820=[(0, 2 * MIB, 1), (3 * MIB + 1, MIB - 1, 1)], rmp=(0x4000000, 0x40FFFFF))
+    host = Host(backend, map_)
+    assert command(host, "SNP_INIT") == 0
+    assert [state_of(host, pfn) for pfn in (0x2FF, 0x300, 0x301)] == [
+        PageState.HV_FIXED,
+        PageState.HV_FIXED,
+        PageState.HYPERVISOR,
+    ]
+
+
+@pytest.mark.parametrize(("end", "own"), [(0x14FFF, 5), (0x15000, 6), (0x15001, 6)])
+def test_the_page_of_the_last_byte(backend: str, end: int, own: int) -> None:
+    """rmp §4.2 SNP_INIT, row 1: the table's own pages are those from RMP_BASE to RMP_END, which is its last byte."""
+    host = Host(backend, build_map([(MIB, 31 * MIB)], rmp=(0x10000, end), rmp_probed=False))
+    assert command(host, "SNP_INIT") == 0
+    assert [pfn for pfn, lo, _ in host.state().rmp.tolist() if lo & ASSIGNED] == list(range(0x10, 0x10 + own))
+
+
+def test_own_pages_of_a_region_covered_in_part(backend: str) -> None:
+    """rmp §1.2: the count is of the pages that are covered, though they be the region's first three alone."""
+    frames = 0xC0003
+    map_ = build_map([(0, 3 * GIB)], rmp=(3 * GIB, 3 * GIB + 0x4000 + 16 * frames - 1), rmp_probed=False)
+    host = Host(backend, map_)
+    assert command(host, "SNP_INIT") == 0
+    assert [host.rmp(pfn) for pfn in (0xC0000, 0xC0001, 0xC0002)] == [
+        (FIRMWARE_PAGE | 2 << 3, 0),
+        (FIRMWARE_PAGE, 0),
+        (FIRMWARE_PAGE, 0),
+    ]
 
 
 # --- the story of issue 245 ---

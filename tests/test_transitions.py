@@ -1573,3 +1573,42 @@ def test_metadata_of_another_guest_is_not_swapped_out(backend: str) -> None:
             size=0,
         )
         assert found == status
+
+
+def test_records_that_are_moved(backend: str) -> None:
+    """rmp §4.2 SNP_PAGE_MOVE: the records in src go along, all of them and no others: not those of a page before it,
+    and none that SWAP_IN has taken out already."""
+    metadata = {METADATA_PAGE: METADATA, PAGE: METADATA, 0: METADATA}
+    swaps = ((PRE_SWAP_PAGE, MDATA_PAGE, 0x40), (PRE_GUEST_PAGE, METADATA_PAGE, 0), (PAGE, METADATA_PAGE, 0x80))
+    _, host = one_command(backend, "page_state", metadata, pfn=0)
+    for src, mdata, offset in swaps:
+        where = {"gctx": CONTEXT << 12, "src": src << 12, "dst": FIRMWARE_PAGE << 12, "size": 0}
+        assert host.do("SNP_PAGE_SWAP_OUT", **where, mdata=mdata << 12 | offset).ret == 0
+
+    def move(src: int, dst: int) -> list[int]:
+        assert host.do("SNP_PAGE_MOVE", gctx=CONTEXT << 12, src=src << 12, dst=dst << 12, size=0).ret == 0
+        return [row[0] for row in host.state().records]
+
+    def back(mdata: int, dst: int) -> list[int]:
+        where = {"gctx": CONTEXT << 12, "src": OUTSIDE << 12, "dst": dst << 12, "size": 0}
+        assert host.do("SNP_PAGE_SWAP_IN", **where, mdata=mdata).ret == 0
+        return [row[0] for row in host.state().records]
+
+    other = MDATA_PAGE << 12 | 0x40
+    assert move(METADATA_PAGE, FIRMWARE_PAGE) == [other, FIRMWARE_PAGE << 12, FIRMWARE_PAGE << 12 | 0x80]
+    assert back(FIRMWARE_PAGE << 12 | 0x80, PAGE) == [other, FIRMWARE_PAGE << 12]
+    assert back(FIRMWARE_PAGE << 12, PRE_GUEST_PAGE) == [other]
+    assert move(FIRMWARE_PAGE, METADATA_PAGE) == [other]
+    assert back(other, PRE_SWAP_PAGE) == []
+    assert move(0, FIRMWARE_PAGE) == []
+
+
+def test_records_that_are_overwritten(backend: str) -> None:
+    """rmp §4.2 SNP_PAGE_MOVE: the records in src come in the place of any in dst; a loaded state can have those."""
+    start = one_command(backend, "page_state", {PAGE: METADATA}, pfn=0)[1].state()
+    old, new = FIRMWARE_PAGE << 12, PAGE << 12
+    rows = {at: (at, CONTEXT, 0, 0, at % 4096) for at in (old | 0x40, old | 0x80, new | 0x40, new | 0xC0)}
+    host = Host(backend, MAP, hardware="genoa", state=replace(start, records=tuple(rows[at] for at in sorted(rows))))
+    assert host.do("SNP_PAGE_MOVE", gctx=CONTEXT << 12, src=new, dst=old, size=0).ret == 0
+    moved = [(old | at % 4096, *rows[at][1:]) for at in (new | 0x40, new | 0xC0)]
+    assert host.state().records == tuple(moved)

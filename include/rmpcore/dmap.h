@@ -217,7 +217,7 @@ enum rmpc_invariant {
 
 /* Check them all; the first that is broken.
  *   scratch, room  space for counters.table_pages frame numbers (more is of no use)
- *   where          virtual address of the entry at fault, when there is one */
+ *   where          virtual address of the entry at fault; 0 when there is none */
 enum rmpc_invariant rmpc_dmap_validate(const struct rmpc_dmap *dmap, uint64_t *scratch, size_t room, uint64_t *where);
 
 /* The invariant's name; never NULL. */

@@ -95,7 +95,7 @@ OUTCOMES: dict[OpCode, tuple[str, ...]] = {
     OpCode.SNP_PAGE_SWAP_OUT: _statuses(0x1, 0x8, 0x9, 0x10, 0x17, 0x19, 0x1A, 0x1B, 0x1C),
     OpCode.SNP_PAGE_SWAP_IN: _statuses(0x1, 0x8, 0x9, 0x10, 0x19, 0x1A, 0x1B, 0x1C),
     # host §1
-    OpCode.rmpupdate: _UPDATES,
+    OpCode.rmpupdate: ("0", "-14 EFAULT", "-19 ENODEV", "hangs"),
     OpCode.rmp_make_private: _UPDATES,
     OpCode.rmp_make_firmware: _UPDATES,
     OpCode.rmp_make_shared: _UPDATES,

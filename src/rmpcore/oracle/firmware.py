@@ -396,10 +396,12 @@ class Firmware:
         self._table.write(src, _immutable(source, 0)._replace(validated=0))
 
     def _move_records(self, src: int, dst: int) -> None:
-        self.records = {
-            at + (dst - src) * PAGE_SIZE if at // PAGE_SIZE == src else at: record
-            for at, record in self.records.items()
+        """Those of src go along; what dst has is overwritten."""
+        kept = {at: record for at, record in self.records.items() if at // PAGE_SIZE not in (src, dst)}
+        moved = {
+            at + (dst - src) * PAGE_SIZE: record for at, record in self.records.items() if at // PAGE_SIZE == src
         }
+        self.records = kept | moved
 
     def _page_unsmash(self, op: Op) -> None:
         """512 x 4K -> one 2M of the same state."""
