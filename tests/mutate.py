@@ -11,33 +11,17 @@ Needs a C compiler and the generated src/rmpcore/_native.c, which any build leav
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import gc
-import importlib
 import itertools
-import os
-import re
-import shutil
-import signal
-import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mutations_host
 import mutations_rmp
 import pytest
-from mutation import Mutation, mutation
-
-ROOT = Path(__file__).resolve().parent.parent
-COMPILE = ["gcc", "-std=c11", "-O1", "-w", "-fPIC", "-Iinclude"]
-SECONDS = 20
-"""Of processor time, for one test; the slowest needs 5.  A mutation may make the core loop for ever: that is noticed,
-too.  A test that waits for something has ten times as long by the clock."""
+from mutation import PYTEST, ROOT, Binding, Forks, Mutation, Suite, Workshop, mutation, without_core, words
 
 PTE = "include/rmpcore/pte.h"
 CPA_H = "include/rmpcore/cpa.h"
@@ -676,6 +660,13 @@ MUTATIONS = (
         "        /* the",
         SET,
     ),
+    mutation(
+        "§6 each small page beyond the mapped part has its own alias",
+        CPA,
+        "looks_for_image(run) || (run->check_aliases && !in_direct_map(run->dmap, va | (rmpc_level_size(2) - 1)));",
+        "looks_for_image(run);",
+        SET,
+    ),
     mutation("§6 an alias run is no primary run", CPA, "    run.primary = false;\n", "", SET),
     mutation(
         "§6, §10 NX alone before 6.2",
@@ -939,84 +930,27 @@ MUTATIONS = (
 )
 
 
-def call(command: list[str], where: Path) -> None:
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
-
-
-def sources() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.c"))
-
-
-def object_of(source: str) -> str:
-    return source.replace("/", "-").removesuffix(".c") + ".o"
-
-
-def words(text: str) -> set[str]:
-    return set(re.findall("[a-z]{3,}", text.lower()))
-
-
-class Workshop:
-    """Builds extension modules with a broken core."""
-
-    def __init__(self, where: Path, jobs: int) -> None:
-        self.base = where / "base"
-        for name in ("csrc", "include"):
-            shutil.copytree(ROOT / name, self.base / name)
-        generated = ROOT / "src/rmpcore/_native.c"
-        if not generated.is_file():
-            generated = self.base / "_native.c"
-            pyx = str(ROOT / "src/rmpcore/_native.pyx")
-            call([sys.executable, "-m", "cython", "-3", pyx, "-o", str(generated)], ROOT)
-        python = f"-I{sysconfig.get_path('include')}"
-        commands = [[*COMPILE, python, "-c", str(generated), "-o", "_native.o"]]
-        commands += [[*COMPILE, "-MMD", "-c", source, "-o", object_of(source)] for source in sources()]
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda command: call(command, self.base), commands))
-
-    def build(self, place: Path, change: Mutation | None) -> None:
-        """An extension module in a directory of its own.  Only what reads the changed file is compiled again."""
-        objects = {source: self.base / object_of(source) for source in sources()}
-        if change is not None:
-            for part in ("csrc", "include"):
-                shutil.copytree(self.base / part, place / part)
-            path = place / change.file
-            path.write_text(path.read_text().replace(change.old, change.new))
-            for source, built in objects.items():
-                if change.file in built.with_suffix(".d").read_text().split():
-                    objects[source] = place / object_of(source)
-                    call([*COMPILE, "-c", source, "-o", str(objects[source])], place)
-        target = place / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
-        call(["gcc", "-shared", *map(str, objects.values()), str(self.base / "_native.o"), "-o", str(target)], place)
+ALL_MUTATIONS = MUTATIONS + mutations_rmp.MUTATIONS + mutations_host.MUTATIONS
 
 
 class Trials:
-    """A pytest plugin: the tests are imported and collected once, and each mutation gets a fork of the process."""
+    """Each mutation gets a fork of the process."""
 
     def __init__(self, where: Path, jobs: int, chosen: list[Mutation]) -> None:
         self.where = where
         self.jobs = jobs
         self.chosen = chosen
         self.tests = sorted({test for each in chosen for test in each.tests})
-        self.code: int | str | None = None
 
-    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        if session.testsfailed:
-            return None  # a file of tests that cannot be imported: pytest says so, and stops
-        self.session = session
-        try:
-            self.code = self.try_all()
-        except SystemExit as stop:
-            self.code = str(stop)
-        return True
-
-    def try_all(self) -> int:
+    def try_all(self, suite: Suite) -> int:
         start = time.monotonic()
-        self.workshop = Workshop(self.where, self.jobs)
-        gc.freeze()  # what is here stays: a child that looked for garbage in it would have to copy it
-        healthy = [(None, (test,)) for test in self.tests]
-        killers = self.run([*healthy, *((each, each.tests) for each in self.chosen)])
+        self.suite = suite
+        for name in ("base", "binding"):
+            (self.where / name).mkdir()
+        self.workshop = Workshop(self.where / "base", self.jobs)
+        self.binding = Binding(self.where / "binding")
+        healthy = [self.case(None, (test,)) for test in self.tests]
+        killers = Forks(self.where, self.jobs).run([*healthy, *(self.case(each, each.tests) for each in self.chosen)])
         for killer in itertools.islice(killers, len(healthy)):
             if killer:
                 print(f"without any mutation {killer} fails")
@@ -1028,74 +962,23 @@ class Trials:
         print(f"{len(self.chosen)} mutations, {survivors} survive, {time.monotonic() - start:.0f} s")
         return 1 if survivors else 0
 
-    def run(self, cases: list[tuple[Mutation | None, tuple[str, ...]]]) -> Iterator[str]:
-        """For each case in turn the first test that fails, "" if none does; ``jobs`` of them at a time."""
-        running: dict[int, int] = {}
-        killers: dict[int, str] = {}
-        waiting = enumerate(cases)
-        try:
-            for number in range(len(cases)):
-                while number not in killers:
-                    for ready, (change, tests) in itertools.islice(waiting, self.jobs - len(running)):
-                        running[self.fork(self.where / str(ready), change, tests)] = ready
-                    pid, status = os.wait()
-                    ended = running.pop(pid)
-                    killers[ended] = self.killer(self.where / str(ended), os.waitstatus_to_exitcode(status))
-                    shutil.rmtree(self.where / str(ended))
-                yield killers[number]
-        finally:
-            for _ in running:
-                os.wait()
+    def case(self, change: Mutation | None, tests: tuple[str, ...]) -> Callable[[Path], str]:
+        """Builds the core and runs the tests on it: the first that fails, "" if none does."""
 
-    def killer(self, place: Path, code: int) -> str:
-        """What the child has left: an error that is not the mutation's, its killer, or neither, as it was ended."""
-        if (place / "error").exists():
-            raise SystemExit((place / "error").read_text()[-2000:])
-        if (place / "killer").exists():
-            return (place / "killer").read_text()
-        return f"no end after {SECONDS} s" if code in (-signal.SIGPROF, -signal.SIGALRM) else f"crash ({code})"
+        def case(place: Path) -> str:
+            if change is None:
+                core = self.workshop.build(place)
+            else:
+                text = (ROOT / change.file).read_text().replace(change.old, change.new)
+                core = self.workshop.build(place, change.file, text.encode())
+            self.binding.load(core)  # what cannot be loaded is no mutation
+            return self.suite.first_failure(self.select(tests, change.rule if change else ""))
 
-    def fork(self, place: Path, change: Mutation | None, tests: tuple[str, ...]) -> int:
-        """Starts a process that builds the core and runs the tests on it, and ends there whatever happens."""
-        place.mkdir()
-        pid = os.fork()
-        if pid:
-            return pid
-        try:
-            Path("/proc/self/oom_score_adj").write_text("1000")  # a loop that allocates: this process goes, no other
-            for stream in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-            self.workshop.build(place, change)
-            tempfile.tempdir = str(place)
-            del sys.modules["rmpcore._native"]
-            sys.modules["rmpcore"].__path__.insert(0, str(place))
-            importlib.import_module("rmpcore._native")  # what cannot be loaded is no mutation
-            killer = self.first_failure(self.select(tests, change.rule if change else ""))
-            (place / "killer").write_text(killer)
-        except BaseException as error:
-            (place / "error").write_text(str(error) if isinstance(error, SystemExit) else traceback.format_exc())
-        finally:
-            os._exit(0)
+        return case
 
     def select(self, tests: tuple[str, ...], rule: str) -> list[pytest.Item]:
-        """The tests of these names, each once.  Those that share most words with the rule are the likeliest to fail."""
-        items = {
-            item.nodeid: item
-            for test in tests
-            for item in self.session.items
-            if f"tests/{test}" in (item.nodeid.partition("::")[0], item.nodeid.partition("[")[0])
-        }
-        return sorted(items.values(), key=lambda item: -len(words(rule) & words(item.nodeid)))
-
-    def first_failure(self, items: list[pytest.Item]) -> str:
-        for item, following in itertools.zip_longest(items, items[1:]):
-            # nothing handles these signals: they end the process
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
-            signal.alarm(10 * SECONDS)
-            self.session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if self.session.testsfailed:
-                return item.nodeid.removeprefix("tests/")
-        return ""
+        """The tests of these names.  Those that share most words with the rule are the likeliest to fail."""
+        return sorted(self.suite.named(tests), key=lambda item: -len(words(rule) & words(item.nodeid)))
 
 
 def main() -> int | str:
@@ -1103,7 +986,7 @@ def main() -> int | str:
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
     parser.add_argument("--only", default="", help="mutations whose rule contains this text")
     args = parser.parse_args()
-    chosen = [each for each in MUTATIONS + mutations_rmp.MUTATIONS + mutations_host.MUTATIONS if args.only in each.rule]
+    chosen = [each for each in ALL_MUTATIONS if args.only in each.rule]
     if not chosen:
         parser.error(f"no rule contains {args.only!r}")
     stale = [each for each in chosen if (ROOT / each.file).read_text().count(each.old) != 1]
@@ -1111,16 +994,12 @@ def main() -> int | str:
         print(f"{each.rule}: {each.file} does not have exactly once: {each.old!r}")
     if stale:
         return 1
-    os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT / "src"))
-    sys.modules["rmpcore._native"] = None  # importing it fails until a child has built its own
-    sys.dont_write_bytecode = True
-    options = ["-qq", "-s", "--no-header", "--tb=no", "--assert=plain", "-k", "not oracle"]
-    options += ["-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    without_core()
     with tempfile.TemporaryDirectory(prefix="rmpcore-mutate-") as where:
         trials = Trials(Path(where), args.jobs, chosen)
-        pytest.main([*options, *(f"tests/{test}" for test in trials.tests)], plugins=[trials])
-    return 1 if trials.code is None else trials.code
+        suite = Suite(trials.try_all)
+        pytest.main([*PYTEST, "-k", "not oracle", *(f"tests/{test}" for test in trials.tests)], plugins=[suite])
+    return 1 if suite.code is None else suite.code
 
 
 if __name__ == "__main__":

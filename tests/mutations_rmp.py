@@ -423,6 +423,20 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     mutation("rmp §4.2 RECLAIM: the tag", FIRMWARE, "        lo &= ~TAG;\n", "", MATRIX, CASES),
     mutation(
+        "rmp §4.2 MOVE: records are overwritten",
+        FIRMWARE,
+        "    drop_records(firmware, UINT64_MAX, dst->pfn);\n    for",
+        "    for",
+        MATRIX,
+    ),
+    mutation(
+        "rmp §2.1 an injected 0 is used up before the operand",
+        EMULATE,
+        "        rmpc_take_injected(&cpu->inject);",
+        "        ;",
+        EXECUTE,
+    ),
+    mutation(
         "rmp §4.2 MOVE: what moves",
         FIRMWARE,
         "moved = RMPC_RMP_GPA | RMPC_RMP_VMSA | RMPC_RMP_VALIDATED;",

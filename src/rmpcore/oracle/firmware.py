@@ -398,9 +398,7 @@ class Firmware:
     def _move_records(self, src: int, dst: int) -> None:
         """Those of src go along; what dst has is overwritten."""
         kept = {at: record for at, record in self.records.items() if at // PAGE_SIZE not in (src, dst)}
-        moved = {
-            at + (dst - src) * PAGE_SIZE: record for at, record in self.records.items() if at // PAGE_SIZE == src
-        }
+        moved = {at + (dst - src) * PAGE_SIZE: record for at, record in self.records.items() if at // PAGE_SIZE == src}
         self.records = kept | moved
 
     def _page_unsmash(self, op: Op) -> None:
