@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -66,6 +67,11 @@ __attribute__((constructor)) static void from_environment(void)
 def core_files() -> list[str]:
     paths = [path for part in ("csrc", "include") for path in (ROOT / part).rglob("*.[ch]")]
     return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
+def digest(text: str) -> bytes:
+    """What a choice at random goes by: it stays the same when other mutants come and go."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 def all_mutants(what: str) -> list[Any]:
@@ -592,7 +598,7 @@ def main() -> int | str:
         wanted = set(Path(args.names).read_text().splitlines())
         chosen = [each for each in chosen if each.name in wanted]
     if args.sample:
-        chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
+        chosen = sorted(chosen, key=lambda each: digest(f"{args.seed} {each.name}"))[: args.sample]
     without_core()
     with tempfile.TemporaryDirectory(prefix="rmpcore-mutants-") as where:
         trials = (CoreTrials if args.what == "core" else OracleTrials)(
@@ -600,7 +606,8 @@ def main() -> int | str:
         )
         suite = Suite(trials.try_all)
         tests = [f"tests/test_{name}.py" for name in TESTS[args.what]]
-        only = "not oracle" if args.what == "core" else "not native"
+        # test_a_broken_rule breaks an oracle of its own, which was imported before
+        only = "not oracle" if args.what == "core" else "not native and not broken_rule"
         # what looks at the library's symbols is about its build
         quick = "not plain_build and not long and not tools and not kernel"
         pytest.main([*PYTEST, "-m", quick, "-k", only, *tests], plugins=[suite])
