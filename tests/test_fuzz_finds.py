@@ -11,12 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mutate import Workshop
-from mutation import Mutation, mutation
+from mutation import Binding, Mutation, Workshop, mutation
 
 import rmpcore
 
@@ -60,16 +58,23 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("workshop"), 2)
 
 
+@pytest.fixture(scope="module")
+def binding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's extension without a core."""
+    return next(Binding(tmp_path_factory.mktemp("binding")).directory.glob("_native*.so"))
+
+
 @pytest.fixture
-def buggy(workshop: Workshop, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """The environment in which the package has a core with this bug."""
+def buggy(workshop: Workshop, binding: Path, tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment in which the package has a core with this bug: whatever is loaded first."""
     bug: Mutation = request.param
-    assert (workshop.base / bug.file).read_text().count(bug.old) == 1
+    healthy = (workshop.base / bug.file).read_text()
+    assert healthy.count(bug.old) == 1
     package = tmp_path / "buggy" / "rmpcore"
     shutil.copytree(Path(rmpcore.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "_native*.so"))
-    workshop.build(tmp_path, bug)
-    shutil.move(next(tmp_path.glob("_native*.so")), package)
-    yield os.environ | {"PYTHONPATH": str(package.parent)}
+    shutil.copy(binding, package)
+    core = workshop.build(tmp_path, bug.file, healthy.replace(bug.old, bug.new).encode())
+    return os.environ | {"PYTHONPATH": str(package.parent), "LD_PRELOAD": str(core)}
 
 
 def rmpcore_(environment: dict[str, str], folder: Path, *args: str) -> tuple[int, str]:
