@@ -25,14 +25,14 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def rmpcore_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line; gives exit status, stdout and stderr."""
+def rmpcore_(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line; gives exit status, stdout and stderr, with what its processes say."""
 
     def run(*args: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rmpcore", *map(str, args)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
-        out, err = capsys.readouterr()
+        out, err = capfd.readouterr()
         return int(caught.value.code or 0), out, err
 
     return run

@@ -945,8 +945,6 @@ class Trials:
     def try_all(self, suite: Suite) -> int:
         start = time.monotonic()
         self.suite = suite
-        for name in ("base", "binding"):
-            (self.where / name).mkdir()
         self.workshop = Workshop(self.where / "base", self.jobs)
         self.binding = Binding(self.where / "binding")
         healthy = [self.case(None, (test,)) for test in self.tests]

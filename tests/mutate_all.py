@@ -219,8 +219,6 @@ class Trials:
 
         self.suite = suite
         self.tape = tape
-        for name in ("base", "binding"):
-            (self.where / name).mkdir()
         self.build()
         self.sections = {section.name: section for section in tape.sections()}
         ops = sum(len(chunk) for section in self.sections.values() for chunk in section.chunks)
@@ -257,9 +255,6 @@ class Trials:
     def take(self) -> Any:
         """What ran since the last call, while it is being looked at."""
         raise NotImplementedError
-
-    def use(self, core: Path | None) -> None:
-        """Make the tests use what is being tried."""
 
     def cover_tape(self) -> Iterator[tuple[str, Any, float]]:
         for name, section in self.sections.items():
@@ -300,10 +295,11 @@ class Trials:
         random.Random(self.args.seed).shuffle(batches)  # what is done when time is up is a fair sample
         outcomes = self.before
         for given in Forks(self.where, self.jobs).run([self.case(batch) for batch in batches]):
-            outcomes |= json.loads(given)
+            tried = json.loads(given)
+            outcomes |= tried
             if self.args.log:
                 with self.args.log.open("a") as log:
-                    log.writelines(json.dumps(pair) + "\n" for pair in json.loads(given).items())
+                    log.writelines(json.dumps(pair) + "\n" for pair in tried.items())
             if time.monotonic() - start > self.args.seconds:
                 break
         lines, code = judged(outcomes, self.explained, self.made)
@@ -329,15 +325,14 @@ class Trials:
         """Those that run its lines, if that is known.  First come the files that mutate.py names for this one, unless
         it is known, and tests that share words with the mutant."""
         shared = words(mutant.name)
-        near: set[str] = set()
         if self.test_coverage:
             items = [self.suite.items[name] for name in self.test_coverage.of(mutant)]
+            near = set()
         else:
             items = list(self.suite.items.values())
-            near |= {
+            near = {
                 name.partition("::")[0] for each in ALL_MUTATIONS if each.file == mutant.file for name in each.tests
-            }
-            near |= {f"test_{name}.py" for name in ALSO}
+            } | {f"test_{name}.py" for name in ALSO}
         return sorted(items, key=lambda item: (item.path.name not in near, -len(shared & words(item.nodeid))))
 
     def run_tests(self, phase: Path, mutant: Any) -> str:
@@ -356,8 +351,6 @@ class CoreTrials(Trials):
     backend = "native"
 
     def build(self) -> None:
-        for name in ("covered", "plain"):
-            (self.where / name).mkdir()
         (self.where / "switch.h").write_text(f"extern int {c_mutants.SWITCH};\n")
         switched = [*COMPILE, "-include", str(self.where / "switch.h")]
         self.workshop = Workshop(self.where / "base", self.jobs, switched, SWITCH)
@@ -390,12 +383,11 @@ class CoreTrials(Trials):
             CoreSource(), names, runs, seconds, {(file, line): set(blocks) for file, line, *blocks in lines}
         )
 
-    def use(self, core: Path | None) -> None:
+    def use(self, core: Path) -> None:
         """The tests that build the core themselves take this one."""
         import test_c_programs
         import test_cffi
 
-        assert core is not None
         test_cffi.build = lambda directory: core
         test_c_programs.SOURCES = [core, f"-Wl,-rpath,{core.parent}"]
 

@@ -72,6 +72,7 @@ class Workshop:
     library was opened before it."""
 
     def __init__(self, where: Path, jobs: int, compile_: list[str] = COMPILE, more: str = "") -> None:
+        where.mkdir(exist_ok=True)
         self.base = where
         self.compile = compile_
         self.more: list[str] = []
@@ -113,6 +114,7 @@ class Binding:
     """The compiled Cython module, which takes the core from whichever library was opened before."""
 
     def __init__(self, where: Path) -> None:
+        where.mkdir(exist_ok=True)
         self.directory = where
         generated = ROOT / "src/rmpcore/_native.c"
         if not generated.is_file():

@@ -6,10 +6,10 @@ import builtins
 import json
 import multiprocessing
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from machines import MIB
 
-from rmpcore import cli, compare
+from rmpcore import compare
 from rmpcore.cli_compare import _table
 from rmpcore.compare import NUMBERS, SAMPLES, CompareError, Measurement, Spread, Task, measure, summary
 from rmpcore.compare_plot import curves, plot_comparison
@@ -86,19 +86,11 @@ def said() -> list[Counter[str]]:
 
 
 @pytest.fixture
-def rmpcore_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def rmpcore_(rmpcore_: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Run ``rmpcore compare`` in a folder with a small map; gives exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     Path("m.json").write_text(json.dumps(MAP_FILE), encoding="utf-8")
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rmpcore", "compare", "--map", "m.json", *args])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
+    return partial(rmpcore_, "compare", "--map", "m.json")
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------

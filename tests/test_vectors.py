@@ -20,7 +20,6 @@ import jsonschema
 import pytest
 from headers import compiler
 
-from rmpcore import cli
 from rmpcore.machine import Machine, MachineLike
 from rmpcore.ops import Kind, Result
 from rmpcore.vectors import draft, whole
@@ -46,20 +45,6 @@ RELEASED = ROOT / "vectors/level1.txt"
 SCHEMA = ROOT / "vectors/schema.json"
 DUT = ROOT / "examples/dut"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def rmpcore_(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line; gives exit status, stdout and stderr."""
-
-    def run(*args: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rmpcore", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
