@@ -561,12 +561,9 @@ static bool are_modelled(const struct rmpc_dmap *dmap, const struct rmpc_pages *
 
     for (uint64_t i = 0; i < runs; i++) {
         uint64_t va = pages->addresses ? pages->addresses[i] : pages->va;
-        uint64_t room = rmpc_dmap_limit(dmap) - (va - dmap->config.page_offset);
-        if (va >= RMPC_HIGH_MAP)
-            room = va - RMPC_HIGH_MAP <= RMPC_HIGH_SIZE ? RMPC_HIGH_SIZE - (va - RMPC_HIGH_MAP) : 0;
-        else if (va < dmap->config.page_offset || va - dmap->config.page_offset > rmpc_dmap_limit(dmap))
-            return false;
-        if (count > room >> RMPC_PAGE_SHIFT)
+        uint64_t offset = va - (va >= RMPC_HIGH_MAP ? RMPC_HIGH_MAP : dmap->config.page_offset);
+        uint64_t size = va >= RMPC_HIGH_MAP ? RMPC_HIGH_SIZE : rmpc_dmap_limit(dmap);
+        if (offset > size || count > (size - offset) >> RMPC_PAGE_SHIFT)
             return false;
     }
     return true;

@@ -279,15 +279,14 @@ static void fill(struct boot *boot, uint64_t *table, uint64_t table_va, int leve
                 *slot = 0;
             continue;
         }
-        if (level == 1 || (level <= piece->largest && !rmpc_pte_is_table(*slot, level))) {
+        if (level <= piece->largest && !rmpc_pte_is_table(*slot, level)) {
             if (!*slot)
                 *slot = rmpc_pte_make(start, flags, dmap->config.c_bit);
             dmap->counters.pages[level]++;
             boot->last = start + size;
             continue;
         }
-        if (!*slot && (level == 2 || level - 1 == piece->largest) && piece->start <= start &&
-            start + size <= piece->end) {
+        if (!*slot && level - 1 == piece->largest && piece->start <= start && start + size <= piece->end) {
             if (fill_whole(dmap, slot, start, level))
                 boot->last = start + size;
             else
@@ -406,8 +405,7 @@ static void map_image(struct boot *boot)
     if (!image->text)
         return;
     boot->status = rmpc_dmap_put_high_path(dmap);
-    for (uint64_t va = down(image->text, SIZE_2M); va < up(image->brk_end, SIZE_2M) && boot->status == RMPC_OK;
-         va += SIZE_2M)
+    for (uint64_t va = down(image->text, SIZE_2M); va < image->brk_end && boot->status == RMPC_OK; va += SIZE_2M)
         boot->status = rmpc_dmap_put_leaf(
             dmap, va, 2, rmpc_pte_make(va - RMPC_HIGH_MAP + image->phys_base, flags, dmap->config.c_bit));
 }

@@ -52,7 +52,7 @@ struct rmpc_decoded rmpc_insn_decode(const uint8_t *bytes, size_t size, bool lon
     return decoded;
 }
 
-/* Flags follow EAX as those of a logical operation do; CF is PVALIDATE's alone. */
+/* Flags follow EAX as those of a logical operation do; SF stays clear, codes are below 256.  CF is PVALIDATE's alone. */
 static uint64_t flags_after(uint64_t rflags, uint32_t eax)
 {
     uint32_t low = eax & 0xff;
@@ -61,7 +61,7 @@ static uint64_t flags_after(uint64_t rflags, uint32_t eax)
     low ^= low >> 2;
     low ^= low >> 1;
     rflags &= ~(PF | AF | ZF | SF | OF);
-    return rflags | (low & 1 ? 0 : PF) | (eax ? 0 : ZF) | (eax >> 31 ? SF : 0);
+    return rflags | (low & 1 ? 0 : PF) | (eax ? 0 : ZF);
 }
 
 static struct rmpc_outcome emulate_rmpupdate(struct rmpc_rmp *rmp, struct rmpc_cpu *cpu, uint64_t rax, uint64_t address,

@@ -488,8 +488,6 @@ size_t rmpc_rmp_end_blocks(const struct rmpc_rmp *rmp, const struct rmpc_extent 
         return add_block(rmp->msrs.end + 1, usable, count, blocks, room, have);
     have = add_block(rmp->msrs.base + RMPC_RMP_BOOKKEEPING + RMPC_PAGE_SIZE, usable, count, blocks, room, have);
     for (size_t i = 0; i < rmp->count; i++) {
-        if (!rmp->segments[i].bytes)
-            continue;
         have = add_block(rmp->segments[i].pa, usable, count, blocks, room, have);
         have = add_block(rmp->segments[i].pa + rmp->segments[i].bytes, usable, count, blocks, room, have);
     }

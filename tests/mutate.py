@@ -285,8 +285,8 @@ MUTATIONS = (
     mutation(
         "§2.3 high mapping: _brk_end up to 2M",
         DMAP,
-        "va < up(image->brk_end, SIZE_2M)",
-        "va < down(image->brk_end, SIZE_2M)",
+        "va < image->brk_end &&",
+        "va < down(image->brk_end, SIZE_2M) &&",
         BOOT,
     ),
     mutation(

@@ -846,7 +846,7 @@ def test_what_is_no_change_of_attributes(library: Library) -> None:
     assert library.rmpc_change_page_attr(machine.dmap, page[0], 0, 0x1000) == m.EFAULT
     # cpa.h: what is not modelled comes before that there is nothing to do
     end, high_end = m.PAGE_OFFSET + (1 << 46), m.HIGH_MAPPING + m.GIB
-    ranges: dict[tuple[int, int], int] = {(0x1000, 1): m.EFAULT, (0x1000, 0): m.EFAULT, (high_end + PAGE, 0): 0}
+    ranges: dict[tuple[int, int], int] = {(0x1000, 1): m.EFAULT, (0x1000, 0): m.EFAULT, (high_end + PAGE, 0): m.EFAULT}
     for origin, past in ((m.PAGE_OFFSET, end), (m.HIGH_MAPPING, high_end)):
         ranges |= {(origin, 1): 0, (past - PAGE, 1): 0, (past - PAGE, 2): m.EFAULT, (past, 0): 0, (past, 1): m.EFAULT}
     ranges[end + PAGE, 1] = ranges[end + PAGE, 0] = m.EFAULT
