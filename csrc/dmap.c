@@ -387,7 +387,7 @@ static uint64_t start_point(const struct rmpc_boot_memory *memory, uint64_t top)
             size_t r = rmpc_extents_find(memory->reserved, memory->reserved_count, block);
             if (r == memory->reserved_count || memory->reserved[r].base >= end)
                 return end;
-            end = down(smaller(memory->reserved[r].base, block + SIZE_2M - 1), SIZE_2M);
+            end = down(memory->reserved[r].base, SIZE_2M);
         }
     }
     top = down(top, SIZE_2M);
@@ -410,14 +410,14 @@ static void map_image(struct boot *boot)
             dmap, va, 2, rmpc_pte_make(va - RMPC_HIGH_MAP + image->phys_base, flags, dmap->config.c_bit));
 }
 
-/* Steps without memory map nothing: the end of the first one with some, going down from `end`. */
-static uint64_t skip_hole(const struct rmpc_boot_memory *memory, uint64_t end, uint64_t step)
+/* Steps without memory map nothing: where the highest memory below `end` ends. */
+static uint64_t skip_hole(const struct rmpc_boot_memory *memory, uint64_t end)
 {
-    uint64_t highest = FIRST_MIB;
+    uint64_t highest = 0;
 
     for (size_t i = 0; i < memory->memory_count && memory->memory[i].base < end; i++)
         highest = memory->memory[i].base + memory->memory[i].size;
-    return highest > FIRST_MIB ? smaller(up(highest, step), end) : FIRST_MIB;
+    return smaller(highest, end);
 }
 
 enum rmpc_status rmpc_dmap_boot(struct rmpc_dmap *dmap, const struct rmpc_boot_memory *memory)
@@ -447,10 +447,8 @@ enum rmpc_status rmpc_dmap_boot(struct rmpc_dmap *dmap, const struct rmpc_boot_m
     point = start_point(memory, top);
     end = point;
     step = SIZE_2M;
-    while ((end = skip_hole(memory, end, step)) > FIRST_MIB && boot.status == RMPC_OK) {
+    while ((end = skip_hole(memory, end)) > FIRST_MIB && boot.status == RMPC_OK) {
         uint64_t start = end > step ? down(end - 1, step) : FIRST_MIB;
-        if (start < FIRST_MIB)
-            start = FIRST_MIB;
         mapped += map_memory_in(&boot, start, end);
         end = start;
         if (mapped >= step)
@@ -605,7 +603,7 @@ static void count_table(const struct rmpc_dmap *dmap, uint64_t pointer, uint64_t
             continue;
         if (rmpc_pte_is_table(table[i], level))
             count_table(dmap, table[i], va, level - 1, first, last, census);
-        else if (level <= 3 && (table[i] & RMPC_PTE_P))
+        else if (table[i] & RMPC_PTE_P) /* above level 3 this would be a table */
             census->leaves[level]++;
         else if (level <= 3)
             census->missing += size >> RMPC_PAGE_SHIFT;

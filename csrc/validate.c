@@ -71,12 +71,15 @@ static uint64_t in_span(const struct rmpc_dmap *dmap, uint64_t va, uint64_t size
 {
     uint64_t first = dmap->config.page_offset;
     uint64_t last = first + (rmpc_dmap_limit(dmap) - 1);
+    uint64_t end = va + (size - 1); /* the last byte: what is behind it may be 0 */
 
-    if (va > last || va + (size - 1) < first)
+    if (va > last || end < first)
         return 0;
-    if (va < first)
-        return va + (size - 1) > last ? last - first + 1 : va + size - first;
-    return va + (size - 1) > last ? last - va + 1 : size;
+    if (va > first)
+        first = va;
+    if (end < last)
+        last = end;
+    return last - first + 1;
 }
 
 static bool check_leaf(struct check *check, uint64_t va, uint64_t raw, int level)
