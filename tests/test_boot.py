@@ -112,6 +112,19 @@ def test_pc(backend: str) -> None:
     assert state.root == 0x3FDF000
 
 
+def test_merging(backend: str) -> None:
+    """§2.1.3: pieces that widening made equal are one, so the page that both lie in is counted once.
+
+    Memory 0-2G, reserved from 1.25G, max_pfn 1.5G+4K.  map(0, 1M): leaf 0.  Start 1.25G.  Step 2M: leaf 1.  Step 512M:
+    down to 1G: leaf 1; 256M: the step stays: map(512M, 1G): leaf 0; 768M: map(1M, 512M): leaf 0.  The rest,
+    map(1.25G, 1.5G+4K), is a rise and a tail, both widened to 1G: leaf 1.  6 counted.
+    """
+    map_ = build_map([(0, 2 * GIB)], reserved=[(1280 * MIB, 768 * MIB)], max_pfn=(1536 * MIB + 4 * KIB) >> 12)
+    host = Host(backend, map_)
+    assert leaves(host.state()) == giga(0, 1)
+    assert host.counts() == (0, 0, 6)
+
+
 def test_first_mib_is_always_mapped(backend: str) -> None:
     """§2.2: map(0, 1M) whatever the memory map says."""
     host = Host(backend, build_map([(4 * MIB, 4 * MIB)]))
@@ -261,6 +274,34 @@ def test_start_point_without_a_free_block(backend: str) -> None:
     assert host.counts() == (256, 1 + 1 + 30, 0)
 
 
+def test_order_without_a_free_block(backend: str) -> None:
+    """§2.2.5, §2.3: what lies above the start point is mapped last, also where nothing is free below it.
+
+    Memory 0-5M and 5M+4K-63M, all reserved but the last 64K; start 62M.  Tables from 0x3eff000 downward: root, level 3,
+    level 2, then the level-1 table around the gap by map(1M, 60M), then the one of map(62M, 63M).
+    """
+    gap = 5 * MIB
+    memory = [(0, gap), (gap + 4 * KIB, 63 * MIB - gap - 4 * KIB)]
+    state = Host(backend, build_map(memory, reserved=[(0, 63 * MIB - 64 * KIB)])).state()
+    assert state.root == 0x3EFF000
+    assert tables(state) == {
+        (4, 0): 0x3EFE000 | BOOT_TABLE,
+        (3, 0): 0x3EFD000 | BOOT_TABLE,
+        (2, 4 * MIB): 0x3EFC000 | BOOT_TABLE,
+        (2, 62 * MIB): 0x3EFB000 | BOOT_TABLE,
+    }
+
+
+def test_a_round_of_one_step(backend: str) -> None:
+    """§2.2.3: a round does not go below 1 MiB, not even from where one step ends.
+
+    Memory 0x1000-0x9f000 and 1M-2M, so all is small: map(0, 1M) 256; start 2M: map(1M, 2M) 256.
+    """
+    host = Host(backend, build_map([(0x1000, 0x9E000), (MIB, MIB)]))
+    assert leaves(host.state()) == small(0, 2 * MIB)
+    assert host.counts() == (512, 0, 0)
+
+
 def test_start_point_of_reserved_memory_with_giga_pages(backend: str) -> None:
     """§2.2: the same with 1 GiB pages, whose counts show each step.
 
@@ -355,6 +396,21 @@ def test_a_slot_with_a_table_is_cleared_too(backend: str, kind: int, stays: bool
     assert leaves(host.state()) == expected
     # map(0, 1M): leaf 0; 62M by 2M steps: 1 and 255; map(1M, 1G): leaf 0 again
     assert host.counts() == (0, 256, 2)
+
+
+def test_pieces_without_a_page_touch_nothing(backend: str) -> None:
+    """§2.1.4: a table in a slot that a piece touches stays, whatever the e820 table says of the slot.
+
+    Memory 0-64M, 1G-1.5G and 1.75G-2G; the e820 table calls 1G-2G reserved.  map(0, 1M): 1 large; start 2G, step 2M: 1;
+    step 512M: map(1.75G, 2G-2M): 127; 256M, the step stays: map(1G, 1.5G), whose head, first rise and middle are empty,
+    goes down the table of slot 1: 256; the step grows: map(1M, 64M): 32, and clears slot 1.  Tables: root, level 3, and
+    the level-2 ones of slots 0 and 1.
+    """
+    memory = [(0, 64 * MIB), (GIB, 512 * MIB), (GIB + 768 * MIB, 256 * MIB)]
+    host = Host(backend, build_map(memory, e820=[(0, 64 * MIB, 1), (GIB, GIB, 2)]))
+    assert leaves(host.state()) == large(0, 64 * MIB)
+    assert host.counts() == (0, 1 + 1 + 127 + 256 + 32, 0)
+    assert host.counters()["table_pages"] == 4
 
 
 def test_large_leaf_is_masked_to_its_size(backend: str) -> None:

@@ -22,7 +22,7 @@ from cffi_machine import DIRTY, NO_PAGE, PAGE, CffiMachine, FunctionMachine
 from rmpcore.cpu import Cpu, Page, Registers
 from rmpcore.fuzzing.pair import difference
 from rmpcore.fuzzing.units import DirectMapUnit, PolicyUnit, RmpUnit, Unit
-from rmpcore.machine import POLICIES, Machine, MachineLike
+from rmpcore.machine import POLICIES, Machine, MachineError, MachineLike
 from rmpcore.maps import MachineMap
 from rmpcore.ops import OPS, EventKind, Kind, Op, Result, make_op, unpack_ops
 from rmpcore.state import State, diff_entries, diff_states
@@ -352,7 +352,11 @@ def test_sparse_memory(library: Library) -> None:
         library.rmpc_sparse_unmap(part)
         assert part.host == library.ffi.NULL
     library.rmpc_sparse_unmap(part)
-    part.size = 1 << 56
+    part.size = 1 << 46
+    for _ in range(5):  # more than the address space has, if they were not given back
+        assert library.rmpc_sparse_map(part, False) == library.RMPC_OK
+        library.rmpc_sparse_unmap(part)
+    part.size, part.host = 1 << 56, library.ffi.cast("void *", PAGE)
     assert library.rmpc_sparse_map(part, True) == library.RMPC_ERR_NOMEM
     assert part.host == library.ffi.NULL
 
@@ -896,16 +900,21 @@ def test_a_table_outside_the_memory(library: Library) -> None:
     assert library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x400_000).entry[0] == 0x400_000 | 0x1A1
 
 
+BOOT_TABLES = {
+    "small": (m.SMALL, [4, 3, 2]),
+    "4K": (m.TINY_4K, [4, 3, 2, *[1] * 8]),
+    "five levels": (m.SMALL_LA57, [5, 4, 3, 2]),
+    "PC": (m.PC, [4, 3, 2, 1, 1]),
+    "hole": (m.HOLE_2M, [4, 3, 2, 2, 2, 2]),
+    "image": (m.IMAGE, [4, 3, 2, 3, 2]),
+}
+"""Levels of the tables that are hung at boot, in order."""
+
+
 @calls("rmpc_dmap_init", "rmpc_dmap_boot")
 def test_tables_are_reported(library: Library) -> None:
     """direct-map §2.3, order of allocations; event.h: the level of the entries that a table will hold, and its page."""
-    small = [4, 3, 2]
-    for map_, levels in (
-        (m.SMALL, small),
-        (m.TINY_4K, [*small, *[1] * 8]),
-        (m.SMALL_LA57, [5, *small]),
-        (m.IMAGE, [4, 3, 2, 3, 2]),
-    ):
+    for map_, levels in BOOT_TABLES.values():
         machine = CffiMachine(library, map_)
         machine.record_events(True)
         root = machine.dmap.root
@@ -920,14 +929,91 @@ def test_tables_are_reported(library: Library) -> None:
         ]
 
 
+@pytest.mark.parametrize("name", BOOT_TABLES)
+@calls("rmpc_dmap_init", "rmpc_dmap_boot")
+def test_boot_without_the_nth_page(library: Library, name: str) -> None:
+    """direct-map §2.3, "No page left"; dmap.h: RMPC_ERR_NOMEM.  Nothing is asked for after the page that there is not,
+    and then the direct map may be set up again."""
+    map_, levels = BOOT_TABLES[name]
+    machine = CffiMachine(library, map_)
+    machine.record_events(True)
+    config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+    mapped = library.new("struct rmpc_frames[]", 4)
+    for enough in (*range(len(levels)), NO_PAGE):
+        assert library.rmpc_dmap_init(machine.dmap, machine.mem, config, mapped, 4, machine._events) == library.RMPC_OK
+        machine.mem.fail_skip, machine.mem.fail_count = enough, 1
+        if enough == NO_PAGE:
+            machine._boot()
+        else:
+            with pytest.raises(MachineError, match="no page left for a table"):
+                machine._boot()
+        wanted = [(EventKind.TABLE_ALLOC, level) for level in levels[:enough]]
+        wanted += [(EventKind.ALLOC_FAIL, level) for level in levels[enough : enough + 1]]
+        assert [(e["kind"], e["level"]) for e in machine.take_events()] == wanted
+    machine.mem.fail_skip = machine.mem.fail_count = 0
+    oracle = oracle_of(map_)
+    assert differences_of_leaves(machine.state(), oracle.state()) == []
+    assert machine.validate() is None
+
+
+@calls("rmpc_dmap_init", "rmpc_dmap_boot")
+def test_memory_that_no_direct_map_has_room_for(library: Library) -> None:
+    """dmap.h: extents as rmpc_extents_check() wants them, at least one frame, and no byte beyond the limit, 2^46."""
+    machine = CffiMachine(library, m.SMALL)
+    config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+    mapped = library.new("struct rmpc_frames[]", 4)
+    low, end = (0, 16 * m.MIB), 1 << 46
+    last = (end - 2 * m.MIB, 2 * m.MIB)
+    cases: list[tuple[list[tuple[int, int]], int, str]] = [
+        ([low, last], end >> 12, "OK"),
+        ([low, last], (end >> 12) + 1, "ERR_RANGE"),
+        ([low], 0, "ERR_RANGE"),
+        ([low, low], 0x1000, "ERR_RANGE"),
+        ([(0, 0x1800)], 0x1000, "ERR_RANGE"),
+        ([(end - PAGE, 2 * PAGE)], 0x1000, "ERR_RANGE"),
+        ([low, (end, PAGE)], 0x1000, "ERR_RANGE"),
+        ([low, (end - PAGE, 2 * PAGE)], 0x1000, "ERR_RANGE"),
+    ]
+    for extents, max_pfn, status in cases:
+        assert library.rmpc_dmap_init(machine.dmap, machine.mem, config, mapped, 4, library.ffi.NULL) == library.RMPC_OK
+        boot = library.new("struct rmpc_boot_memory *", {"memory_count": len(extents), "max_pfn": max_pfn})
+        memory = library.new("struct rmpc_extent[]", extents)
+        boot.memory = memory
+        answer = library.rmpc_dmap_boot(machine.dmap, boot)
+        assert answer == getattr(library, f"RMPC_{status}"), (extents, max_pfn)
+        assert (machine.dmap.root == NO_PAGE) == (status != "OK")
+
+
+@calls("rmpc_dmap_list")
+def test_a_list_that_is_stopped(library: Library) -> None:
+    """dmap.h: report returns false to stop: nothing is reported after that, at whatever level it was."""
+    machine = CffiMachine(library, m.PC)
+    reported: list[tuple[int, int]] = []
+
+    def report(_: Any, entry: Any) -> bool:
+        reported.append((entry.level, entry.va))
+        return len(reported) < stop
+
+    callback = library.ffi.callback("bool(void *, const struct rmpc_dmap_entry *)", report)
+    stop = 1 << 20
+    library.rmpc_dmap_list(machine.dmap, m.PAGE_OFFSET, 1 << 46, 5, callback, library.ffi.NULL)
+    whole = list(reported)
+    assert {level for level, _ in whole} == {4, 3, 2, 1}
+    for stop in (*range(1, 6), len(whole) - 1, len(whole)):
+        reported.clear()
+        library.rmpc_dmap_list(machine.dmap, m.PAGE_OFFSET, 1 << 46, 5, callback, library.ffi.NULL)
+        assert reported == whole[:stop]
+
+
 @calls("rmpc_dmap_boot", "rmpc_dmap_lookup")
 def test_whole_gigabytes_of_small_pages(library: Library) -> None:
-    """direct-map §2.3: a map with "4K" has no large page, however much memory lies around."""
-    machine = CffiMachine(library, m.build_map([(0, 2 * m.GIB)], large_pages="4K"))
-    for at in (0, m.GIB - PAGE, m.GIB, m.GIB + 512 * m.MIB, 2 * m.GIB - PAGE):
+    """direct-map §2.3: a map with "4K" has no large page, however much memory lies around.  (The last round maps 1M to
+    2.5G, and the second GiB has no table yet.)"""
+    machine = CffiMachine(library, m.build_map([(0, 3 * m.GIB)], large_pages="4K"))
+    for at in (0, m.GIB - PAGE, m.GIB, m.GIB + 512 * m.MIB, 2 * m.GIB - PAGE, 3 * m.GIB - PAGE):
         walk = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + at)
         assert (walk.level, walk.entry[0]) == (1, at | m.SMALL_LEAF)
-    assert machine.census() == {"4k": 2 * m.GIB // PAGE, "2m": 0, "1g": 0, "missing": 0}
+    assert machine.census() == {"4k": 3 * m.GIB // PAGE, "2m": 0, "1g": 0, "missing": 0}
 
 
 @calls("rmpc_dmap_put_table", "rmpc_dmap_put_leaf", "rmpc_dmap_census", "rmpc_dmap_validate")

@@ -695,6 +695,18 @@ def test_violating_large_text_is_split(backend: str) -> None:
     assert host.leaf(0x1210) == (2, 0x1200000 | LARGE_LEAF)
 
 
+@pytest.mark.parametrize("start", [0x1000, 0x1600])
+def test_violating_page_that_is_text_in_part(backend: str, start: int) -> None:
+    """§4.3a, §5 row 1: while it is split each child is judged by its own address: those in [_text, _etext) lose NX."""
+    first = Host(backend, ODD, kernel="6.12")
+    host = continued(first, with_leaves(first.state(), {(1, 2, start << 12): start << 12 | NX | HIGH_LARGE}))
+    assert host.change("set_memory_rw", [start], high=1) == 0
+    high = leaves(host.state(), 1)
+    for pfn in range(start, start + 0x200):
+        flags = HIGH_SMALL if 0x1012 <= pfn < 0x1605 else NX | HIGH_SMALL
+        assert high[1, pfn << 12] == pfn << 12 | flags, hex(pfn)
+
+
 def test_enforced_split_of_the_high_mapping(backend: str) -> None:
     """§5 row 2, §4.3a: the large page with the read-only data violates by its frames.  While it is split, every child
     in [_text, end of rodata up to 2 MiB) is still mapped by a large page, so all of them lose RW; in the direct map
@@ -980,6 +992,16 @@ def test_small_pages_beyond_the_mapped_part(backend: str) -> None:
         assert host.leaf(pfn) == (1, pfn << 12 | NX | (0x163 if pfn & 1 else 0x121)), hex(pfn)
 
 
+def test_small_pages_across_the_end_of_the_mapped_part(backend: str) -> None:
+    """§6: max_pfn_mapped lies inside a table: of its pages those behind it have an alias, by their frame."""
+    first = small_pages(backend, pfn=0x600)
+    state = with_leaves(first.state(), {(0, 1, 0x601000): 0x400000 | SMALL_LEAF})
+    host = continued(first, changed(state, max_pfn_mapped=0x601, mapped=((0, 0x601),)))
+    assert host.call("set_memory_ro", pfn=0x600, pages=2) == 0
+    assert host.leaf(0x601) == host.leaf(0x400) == (1, 0x400000 | NX | 0x121)
+    assert host.leaf(0x401) == (1, 0x401000 | SMALL_LEAF)
+
+
 def test_hole_at_the_end_of_memory(backend: str) -> None:
     """§4.1: a hole counts as done up to max_pfn_mapped, also where that is inside a slot."""
     first = Host(backend, kernel="6.12")
@@ -1101,6 +1123,28 @@ def test_cache_of_a_large_page(backend: str) -> None:
     host = Host(backend, kernel="6.12")
     assert host.call("_set_memory_uc", pfn=0x3FF, pages=0x201) == 0
     assert host.events()[3:] == [FLUSH_ALL, Event(EventKind.FLUSH_CACHE, a=va(0x3FF), b=0x201)]
+
+
+def test_cache_of_parts_of_large_pages(backend: str) -> None:
+    """§4.6: the pages that were asked for and are present, of a large page that stays whole no others.
+
+    Frames 0x600-0x7ff are an uncached large page already, so a change that makes 0x500-0x7ff or 0x600-0x9ff uncached
+    does not split it.
+    """
+    host = Host(backend)
+    assert host.call("_set_memory_uc", pfn=0x600, pages=0x200) == 0
+    host.events()
+    assert host.call("_set_memory_uc", pfn=0x500, pages=0x240) == 0
+    flushed = [Event(EventKind.FLUSH_CACHE, a=va(0x500), b=0x240)]
+    assert host.events()[-2:] == [FLUSH_ALL, *flushed]
+    assert host.leaf(0x600)[0] == 2
+    assert host.call("set_memory_np", pfn=0x810, pages=1) == 0
+    host.events()
+    assert host.call("_set_memory_uc", pfn=0x700, pages=0x140) == 0
+    runs = [Event(EventKind.FLUSH_CACHE, a=va(0x700), b=0x110), Event(EventKind.FLUSH_CACHE, a=va(0x811), b=0x2F)]
+    assert host.events()[-3:] == [FLUSH_ALL, *runs]
+    assert host.leaf(0x600)[0] == 2
+    assert host.counters()["flush_cache"] == 0x200 + 0x240 + 0x110 + 0x2F
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

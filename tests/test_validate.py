@@ -114,6 +114,14 @@ def test_identity_with_the_c_bit(backend: str) -> None:
     assert broken(continued(host, with_leaves(host.state(), rows))) == ""
 
 
+def test_the_c_bit_is_a_flag(backend: str) -> None:
+    """direct-map §1: so an entry that has no other one is not present, and has its frame inverted."""
+    host = small_pages(backend, SMALL_CBIT)
+    c_bit = SMALL_CBIT.c_bit
+    for raw, invariant in ((inverted(0x410000, 0) | c_bit, ""), (0x410000 | c_bit, "identity")):
+        assert broken(continued(host, with_leaves(host.state(), {(0, 1, 0x410000): raw}))) == invariant
+
+
 def test_identity_spares_entries_without_flags(backend: str) -> None:
     """An entry that is not zero and has no flags keeps its frame upright, yet reads as not present: it says nothing
     about its frame."""
