@@ -274,6 +274,26 @@ def test_start_point_without_a_free_block(backend: str) -> None:
     assert host.counts() == (256, 1 + 1 + 30, 0)
 
 
+def test_start_point_of_a_range_of_one_block(backend: str) -> None:
+    """§2.2.2, §2.3: a block of 2 MiB may be all that a range has.
+
+    Memory 2M+4K to 2M+68K, 4M-6M, and, reserved, 8M-12M without its page at 11M.  Start 6M: tables from 0x5ff000
+    downward: root, level 3, level 2, level 1 of the first mebibyte; map(4M, 6M) needs none, then that of slot 2M, and
+    that of slot 10M last.
+    """
+    lower = [(2 * MIB + 4 * KIB, 64 * KIB), (4 * MIB, 2 * MIB)]
+    upper = [(8 * MIB, 3 * MIB), (11 * MIB + 4 * KIB, MIB - 4 * KIB)]
+    state = Host(backend, build_map([*lower, *upper], reserved=[(8 * MIB, 4 * MIB)])).state()
+    assert state.root == 0x5FF000
+    assert tables(state) == {
+        (4, 0): 0x5FE000 | BOOT_TABLE,
+        (3, 0): 0x5FD000 | BOOT_TABLE,
+        (2, 0): 0x5FC000 | BOOT_TABLE,
+        (2, 2 * MIB): 0x5FB000 | BOOT_TABLE,
+        (2, 10 * MIB): 0x5FA000 | BOOT_TABLE,
+    }
+
+
 def test_order_without_a_free_block(backend: str) -> None:
     """§2.2.5, §2.3: what lies above the start point is mapped last, also where nothing is free below it.
 

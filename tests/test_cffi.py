@@ -282,6 +282,7 @@ def test_pool(library: Library) -> None:
     reserved = library.new("struct rmpc_extent[]", [(0x2FFF, 1)])
     pool = library.new("struct rmpc_pool *", {"mem": mem, "memory": memory, "memory_count": 2})
     library.rmpc_pool_init(pool)
+    assert pool.next == 6
     assert [library.rmpc_pool_alloc(pool) for _ in range(4)] == [0x5000, 0x2000, 0x1000, NO_PAGE]
     library.rmpc_pool_free(pool, 0x1000)
     library.rmpc_pool_free(pool, 0x5000)
@@ -314,6 +315,11 @@ def test_pages_that_a_pool_does_not_take(library: Library) -> None:
     assert library.rmpc_pool_alloc(pool) == NO_PAGE
     memory = library.new("struct rmpc_extent[]", [(0x1000, 0x2000), (0x5000, 0x1000)])
     pool.memory, pool.memory_count = memory, 2
+    # a reserved range right behind a page does not touch it
+    reserved[0] = (0x3000, 0x1000)
+    library.rmpc_pool_free(pool, 0x2000)
+    assert library.rmpc_pool_alloc(pool) == 0x2000
+    reserved[0] = (0x2000, 0x10)
     # a page given back that is lower than one that never was out
     library.rmpc_pool_init(pool)
     library.rmpc_pool_free(pool, 0x1000)
@@ -440,13 +446,19 @@ def test_tables_are_in_the_bytes(library: Library, name: str) -> None:
         assert len(machine.pages.given) == state.counters["table_pages"]
 
 
-@calls("rmpc_dmap_init", "rmpc_dmap_boot")
-def test_what_no_direct_map_is_built_from(library: Library) -> None:
-    machine = CffiMachine(library, m.SMALL)
+@calls("rmpc_dmap_init")
+def test_a_config_that_is_possible(library: Library) -> None:
+    """dmap.h: what a direct map can be set up with; it is empty then, whatever was there before."""
+    mem, _kept = two_ranges(library)
     mapped = library.new("struct rmpc_frames[]", 1)
     dmap = library.new("struct rmpc_dmap *")
-    config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
-    assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
+    config = library.new("struct rmpc_dmap_config *", {"levels": 4, "large_level": 3, "page_offset": m.PAGE_OFFSET})
+    config.supported_mask = config.default_mask = m.U64
+    library.ffi.buffer(dmap)[:] = b"\xff" * library.ffi.sizeof("struct rmpc_dmap")
+    assert library.rmpc_dmap_init(dmap, mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
+    assert (dmap.root, dmap.mapped_count, dmap.mapped_room, dmap.max_pfn_mapped) == (NO_PAGE, 0, 1, 0)
+    assert not any(library.ffi.buffer(library.ffi.addressof(dmap, "counters"))[:])
+    assert not dmap.kernel_readonly and not dmap.page_total
     fields: list[tuple[str, Any]] = [("levels", 3), ("levels", 6), ("large_level", 0), ("large_level", 4)]
     # not on a 1 GiB line, in the user's half, without room above it
     fields += [("page_offset", 4096), ("page_offset", 1 << 40), ("page_offset", m.U64 & -m.GIB)]
@@ -458,9 +470,9 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
     bits = (1, 1 << 7, 1 << 12, 1 << 51)
     fields += [(mask, m.U64 & ~bit) for mask in ("default_mask", "supported_mask") for bit in bits]
     for field, value in fields:
-        bad = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+        bad = library.new("struct rmpc_dmap_config *", config[0])
         setattr(bad, field, value)
-        status = library.rmpc_dmap_init(dmap, machine.mem, bad, mapped, 1, library.ffi.NULL)
+        status = library.rmpc_dmap_init(dmap, mem, bad, mapped, 1, library.ffi.NULL)
         assert status == library.RMPC_ERR_ARGUMENT, (field, value)
     # the first and the last place of a direct map, with 4 levels and with 5
     for levels, half, size in ((4, 47, 46), (5, 56, 52)):
@@ -470,23 +482,38 @@ def test_what_no_direct_map_is_built_from(library: Library) -> None:
             (m.U64 & -(1 << size) - m.GIB, "OK"),
             (m.U64 & -(1 << size), "ERR_ARGUMENT"),
         ):
-            moved = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+            moved = library.new("struct rmpc_dmap_config *", config[0])
             moved.levels, moved.page_offset = levels, page_offset
-            got = library.rmpc_dmap_init(dmap, machine.mem, moved, mapped, 1, library.ffi.NULL)
+            got = library.rmpc_dmap_init(dmap, mem, moved, mapped, 1, library.ffi.NULL)
             assert got == getattr(library, f"RMPC_{status}"), (levels, hex(page_offset))
     # memory may end where the C-bit begins; it is one of bits 51:32
-    last_page = library.new("struct rmpc_range *", ((1 << 32) - PAGE, PAGE, machine.mem.ranges.host))
+    last_page = library.new("struct rmpc_range *", ((1 << 32) - PAGE, PAGE, mem.ranges.host))
     edge = library.new("struct rmpc_mem *", {"ranges": last_page, "count": 1})
     for bit in (32, 51):
-        encrypted = library.new("struct rmpc_dmap_config *", machine.dmap.config)
+        encrypted = library.new("struct rmpc_dmap_config *", config[0])
         encrypted.c_bit = 1 << bit
         assert library.rmpc_dmap_init(dmap, edge, encrypted, mapped, 1, library.ffi.NULL) == library.RMPC_OK
-    large = CffiMachine(library, m.HOLE)  # up to 5 GiB
+    # the last of several ranges counts
+    ranges = library.new("struct rmpc_range[]", [(0, PAGE, mem.ranges.host), (1 << 32, PAGE, mem.ranges.host)])
+    edge.ranges, edge.count = ranges, 2
     for bit, status in ((32, "ERR_RANGE"), (33, "OK")):
-        encrypted = library.new("struct rmpc_dmap_config *", machine.dmap.config)
         encrypted.c_bit = 1 << bit
-        got = library.rmpc_dmap_init(dmap, large.mem, encrypted, mapped, 1, library.ffi.NULL)
+        got = library.rmpc_dmap_init(dmap, edge, encrypted, mapped, 1, library.ffi.NULL)
         assert got == getattr(library, f"RMPC_{status}")
+    # memory that is none comes before
+    ranges[1].base = 1
+    assert library.rmpc_dmap_init(dmap, edge, config, mapped, 1, library.ffi.NULL) == library.RMPC_ERR_RANGE
+    # an embedder may have none at all
+    mem.count = 0
+    assert library.rmpc_dmap_init(dmap, mem, encrypted, mapped, 1, library.ffi.NULL) == library.RMPC_OK
+
+
+@calls("rmpc_dmap_init", "rmpc_dmap_boot")
+def test_what_no_direct_map_is_built_from(library: Library) -> None:
+    machine = CffiMachine(library, m.SMALL)
+    mapped = library.new("struct rmpc_frames[]", 1)
+    dmap = library.new("struct rmpc_dmap *")
+    config = library.new("struct rmpc_dmap_config *", machine.dmap.config)
     boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "memory_count": 1, "e820_count": 1})
     memory, e820 = (
         library.new("struct rmpc_extent *", (0, 64 << 20)),

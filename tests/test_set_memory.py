@@ -992,6 +992,24 @@ def test_small_pages_beyond_the_mapped_part(backend: str) -> None:
         assert host.leaf(pfn) == (1, pfn << 12 | NX | (0x163 if pfn & 1 else 0x121)), hex(pfn)
 
 
+@pytest.mark.parametrize(("pfn", "again"), [(0x1000, False), (0x1210, False), (0x2344, False), (0x2345, True)])
+def test_alias_of_a_strange_frame(backend: str, pfn: int, again: bool) -> None:
+    """§6, second row: it is the primary address that may not be in [_text, _brk_end), here of a page that maps another
+    frame of the image; the frame's place in the direct map is the first row's."""
+    first = Host(backend, IMAGE, kernel="6.12")
+    assert first.call("set_memory_4k", pfn=pfn, pages=1, high=1) == 0
+    state = with_leaves(first.state(), {(1, 1, pfn << 12): 0x1500000 | HIGH_SMALL})
+    host = continued(first, state)
+    assert host.call("set_memory_ro", pfn=pfn, pages=1, high=1) == 0
+    high = leaves(host.state(), 1)
+    assert high[1, pfn << 12] == 0x1500000 | HIGH_SMALL & ~(RW | D)
+    assert host.leaf(0x1500) == (1, 0x1500000 | NX | 0x121)
+    if again:
+        assert high[1, 0x1500000] == 0x1500000 | HIGH_SMALL & ~(RW | D)
+    else:
+        assert high[2, 0x1400000] == 0x1400000 | HIGH_LARGE
+
+
 def test_small_pages_across_the_end_of_the_mapped_part(backend: str) -> None:
     """§6: max_pfn_mapped lies inside a table: of its pages those behind it have an alias, by their frame."""
     first = small_pages(backend, pfn=0x600)
