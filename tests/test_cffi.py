@@ -1014,7 +1014,8 @@ def test_memory_that_no_direct_map_has_room_for(library: Library) -> None:
 @calls("rmpc_dmap_list")
 def test_a_list_that_is_stopped(library: Library) -> None:
     """dmap.h: report returns false to stop: nothing is reported after that, at whatever level it was."""
-    machine = CffiMachine(library, m.PC)
+    # small pages below the first of two level-3 slots
+    machine = CffiMachine(library, m.build_map([(0x1000, 0x9E000), (m.GIB, 4 * m.MIB)]))
     reported: list[tuple[int, int]] = []
 
     def report(_: Any, entry: Any) -> bool:
