@@ -241,6 +241,7 @@ def test_two_segments(backend: str) -> None:
         (30, 0x80000, 0x40000),  # the field's highest bit alone
         (31, 1, 0x40000),  # half of the segment
         (31, 2, 0x80000),
+        (31, 3, 0x80000),  # clamped, though it is less than twice the segment
         (31, 5, 0x80000),
         (36, 1, 0x40000),
     ],

@@ -630,6 +630,27 @@ def test_a_2m_head_that_is_not_assigned_governs_nothing(backend: str) -> None:
     assert guest(host, "PVALIDATE", 0x201, 0x7000, rcx=0, rdx=0) == Result(0, Kind.CODE)
 
 
+def test_a_page_that_was_assigned_by_hand_is_a_neighbour(backend: str) -> None:
+    """rmp §3.1: by a 2M mapping every page of the region counts, also one that its head does not count, and after
+    instructions that did nothing there, or something else."""
+    host = Host(backend, SNP)
+    host.machine.write_rmp(0x233, ASSIGNED | ASID_5, 0)
+
+    def reason() -> int:
+        return host_access(host, 0x232, 2, AccessKind.WRITE).reason
+
+    assert host.insn("PSMASH", pa=0x200000) == PSMASH_REFUSED
+    assert reason() == Reason.NEIGHBOUR
+    assert host.update(0x200, size=1) == FAIL_OVERLAP
+    assert reason() == Reason.NEIGHBOUR
+    host.assign(0x240)
+    assert host.update(0x240) == SUCCESS
+    assert host.rmp(0x200) == (0, 0)
+    assert reason() == Reason.NEIGHBOUR
+    assert host.update(0x233) == SUCCESS
+    assert reason() == Reason.NONE
+
+
 def test_not_validated_is_a_vc(backend: str) -> None:
     """rmp §3.2: validated comes after ownership and before VMPL: #VC 0x404, CR2 = GVA."""
     host = Host(backend, SNP)
@@ -843,7 +864,7 @@ def test_set_state_of_several_regions(backend: str, left_out: int | None) -> Non
         assert host.state() == before
 
 
-@pytest.mark.parametrize(("pfn", "pages"), [(0x300, 3), (0x400, 2), (0x3FF, 2), (0x4100, 1)])
+@pytest.mark.parametrize(("pfn", "pages"), [(0x300, 3), (0x400, 2), (0x3FF, 2), (0x4100, 1), (0x200, 0x600)])
 def test_init_with_iommu_buffers(backend: str, pfn: int, pages: int) -> None:
     """rmp §4.2: the IOMMU's buffers become Firmware-IOMMU, and the regions' heads count them (rmp §1.2)."""
     host = Host(backend, SNP)
@@ -1460,6 +1481,15 @@ def test_rmpquery_of_a_higher_vmpl(backend: str, code: int) -> None:
     result = guest(host, "RMPQUERY", 0x201, 0x7000, rdx=1, vmpl=3)
     assert result == (Result(code, Kind.CODE) if code else Result(0, Kind.CODE, value2=0x0701))
     assert guest(host, "RMPQUERY", 0x201, 0x7000, rdx=3, vmpl=3) == Result(0, Kind.CODE, value2=0x0103)
+
+
+def test_all_of_a_permission_byte(backend: str) -> None:
+    """rmp §2.7 row 6, §2.6 row 8: the byte is given, and replaced, whole, with bits that only a hand can have set."""
+    host = valid_page(backend, hardware="genoa")
+    host.machine.write_rmp(0x201, host.rmp(0x201)[0], 0xFFFF_FF1F)
+    assert guest(host, "RMPQUERY", 0x201, 0x7000, rdx=1) == Result(0, Kind.CODE, value2=0xFF01)
+    assert guest(host, "RMPADJUST", 0x201, 0x7000, rcx=0, rdx=0x102) == Result(0, Kind.CODE)
+    assert host.rmp(0x201)[1] == 0xFF01_FF1F
 
 
 @pytest.mark.parametrize(("hardware", "there"), [("milan", False), ("genoa", True), ("turin", True)])
