@@ -1182,7 +1182,8 @@ def test_where_a_segmented_table_can_be(library: Library) -> None:
 
     outside = 1 << 45
     assert found(outside) == (library.RMPC_ERR_RANGE, library.RMPC_ERR_RANGE)
-    assert found(base, 52)[0] == found(base, 29)[0] == library.RMPC_ERR_RMP_SEGMENT
+    no_place = (library.RMPC_ERR_RMP_SEGMENT, library.RMPC_ERR_RMP_CONFIG)
+    assert found(base, 52) == found(base, 29) == no_place
     # one entry: 1 GiB, its table where no memory is; then where memory is
     for at, status in ((outside, "ERR_RANGE"), (4 << 20, "OK")):
         machine.bytes_at(base + 0x4000, 8)[:] = struct.pack("<Q", at | 1)
@@ -1418,10 +1419,29 @@ def test_counters_that_are_cleared(library: Library) -> None:
     counters, table = machine.bytes_at(1 << 30, 0x4000), machine.bytes_at((1 << 30) + 0x4000, 8)
     counters[:] = b"\xa5" * 0x4000
     before = table[:]
+    # as a saved state has them; SNP_INIT leaves none
+    assert library.rmpc_firmware_add_context(machine.firmware, (5, 5)) == library.RMPC_OK
+    assert library.rmpc_firmware_add_record(machine.firmware, (0x80, 5, 1, 0x1000, 2)) == library.RMPC_OK
     operands = library.new("struct rmpc_operands *")
     assert library.rmpc_firmware_command(machine.firmware, library.RMPC_SNP_INIT, operands) == library.RMPC_FW_SUCCESS
     assert counters[:] == bytes(0x4000)
+    assert (machine.firmware.context_count, machine.firmware.record_count) == (0, 0)
     assert table[:] == before != bytes(8)
+
+
+@calls("rmpc_firmware_command")
+def test_permissions_of_vmpl0_are_no_operand(library: Library) -> None:
+    """firmware.h, permissions: at 1 to 3; rmp §4.2 SNP_LAUNCH_UPDATE: VMPL0's byte stays, the others are replaced."""
+    machine = CffiMachine(library, m.SNP)
+    machine.write_rmp(0x800, m.ASSIGNED | m.IMMUTABLE | m.LOCK | m.VMSA, 0)
+    machine.write_rmp(0x801, m.ASSIGNED | m.IMMUTABLE | m.LOCK | 5 << 51, 0x8000_0000_FFFF_FF9F)
+    machine.firmware.ready = True
+    assert library.rmpc_firmware_add_context(machine.firmware, (0x800, 5)) == library.RMPC_OK
+    fields = {"page": 0x801_000, "gctx": 0x800_000, "type": 1, "permissions": [0xE0, 1, 3, 7]}
+    operands = library.new("struct rmpc_operands *", fields)
+    status = library.rmpc_firmware_command(machine.firmware, library.RMPC_SNP_LAUNCH_UPDATE, operands)
+    assert status == library.RMPC_FW_SUCCESS
+    assert machine.read_rmp(0x801) == (m.ASSIGNED | m.VALIDATED | 5 << 51, 0x8000_0000_0703_019F)
 
 
 @calls("rmpc_firmware_command", "rmpc_firmware_add_context", "rmpc_firmware_add_record")
@@ -1480,6 +1500,10 @@ def test_many_accesses_at_once(library: Library) -> None:
         assert library.ffi.buffer(library.new("struct rmpc_outcome *", single))[:] == as_bytes(library, outcome)
     assert library.rmpc_rmp_check_all(machine.rmp, accesses, 0, outcomes, done) == library.RMPC_OK and done[0] == 0
     assert library.rmpc_rmp_check(library.ffi.NULL, accesses + 1).kind == library.RMPC_OUTCOME_ALLOWED
+    # a part may have fewer VMPLs; without an RMP there are four
+    machine.rmp.hardware.vmpls, guests = 2, library.new("struct rmpc_access[]", [{"level": 1, "vmpl": 3}])
+    assert library.rmpc_rmp_check_all(machine.rmp, guests, 1, outcomes, done) == library.RMPC_ERR_ARGUMENT
+    assert library.rmpc_rmp_check_all(library.ffi.NULL, guests, 1, outcomes, done) == library.RMPC_OK
     bad = ({"level": 0}, {"level": 4}, {"who": library.RMPC_WHO_END}, {"kind": library.RMPC_ACCESS_END}, {"vmpl": 4})
     for fields in bad:
         access = library.new("struct rmpc_access *", {"level": 1} | fields)
@@ -1510,6 +1534,12 @@ def test_writes_of_the_host(library: Library) -> None:
     free = {(0, 512): True, (0x200, 512): False, (0x400, 512): True, (0, 1024): False, (0x600, 512): False}
     free |= {(0x800, 1 << 18): True, (m.SNP_COVERED & ~0x1FF, 1024): True, (1 << 40, 512): True}
     assert {where: library.rmpc_rmp_is_hypervisors(machine.rmp, *where) for where in free} == free
+    # a region of which the first page alone is covered
+    rmp = (1 << 32, (1 << 32) + 0x4000 + 16 * 0x201 - 1)
+    short = CffiMachine(library, m.build_map([(0, 64 << 20)], rmp=rmp, rmp_probed=False))
+    assert library.rmpc_rmp_is_hypervisors(short.rmp, 0x200, 512)
+    short.write_rmp(0x200, m.ASSIGNED, 0)
+    assert not library.rmpc_rmp_is_hypervisors(short.rmp, 0x200, 512)
 
 
 @calls("rmpc_rmp_end_blocks")
@@ -1539,7 +1569,7 @@ def test_blocks_of_many_segments(library: Library) -> None:
     machine = CffiMachine(library, m.SNP)
     segments = library.new("struct rmpc_rmp_segment[]", 3)
     mib = 1 << 20
-    for segment, (pa, size) in zip(segments, ((41 * mib, 2 * mib), (20 * mib, 3 * mib), (0, 0)), strict=True):
+    for segment, (pa, size) in zip(segments, ((41 * mib, 2 * mib), (20 * mib, 3 * mib), (43 * mib, mib)), strict=True):
         segment.pa, segment.bytes = pa, size
     rmp = library.new("struct rmpc_rmp *", machine.rmp[0])
     rmp.segments, rmp.count = segments, 3
@@ -1551,6 +1581,7 @@ def test_blocks_of_many_segments(library: Library) -> None:
     assert library.rmpc_rmp_end_blocks(rmp, usable, 1, blocks, 5) == 3
     assert [(one.base, one.size) for one in blocks] == [*((base, 2 * mib) for base in expected), (7, 7), (7, 7)]
     # the first that there is room for, though one that comes before them is found last
+    segments[2].pa = segments[2].bytes = 0
     for segment, pa in zip(segments, (41 * mib, 20 * mib), strict=False):
         segment.pa = pa
     for room in (1, 2):
@@ -1692,7 +1723,15 @@ def test_records_that_are_no_op(library: Library) -> None:
     """Refused, untouched; none at all is no op either."""
     machine = CffiMachine(library, m.SNP)
     before = machine.state()
-    for op in (Op(0), Op(200), Op(0xFFFF), Op(1, reserved=1), Op(8, level=1), Op(18, id=256, count=1)):
+    for op in (
+        Op(0),
+        Op(200),
+        Op(0xFFFF),
+        Op(1, reserved=1),
+        Op(8, level=1),
+        Op(18, id=256, count=1),
+        Op(18, id=4, count=1, addr=1),
+    ):
         assert machine.apply(op).kind == Kind.REFUSED, op
     library.rmpc_machine_run(machine.machine, library.ffi.NULL, 0, library.ffi.NULL)
     assert differences(machine.state(), before) == []

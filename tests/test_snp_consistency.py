@@ -864,7 +864,7 @@ def test_set_state_of_several_regions(backend: str, left_out: int | None) -> Non
         assert host.state() == before
 
 
-@pytest.mark.parametrize(("pfn", "pages"), [(0x300, 3), (0x400, 2), (0x3FF, 2), (0x4100, 1), (0x200, 0x600)])
+@pytest.mark.parametrize(("pfn", "pages"), [(0x300, 3), (0x400, 2), (0x3FF, 2), (0x4100, 1), (0x200, 0x600), (0, 2)])
 def test_init_with_iommu_buffers(backend: str, pfn: int, pages: int) -> None:
     """rmp §4.2: the IOMMU's buffers become Firmware-IOMMU, and the regions' heads count them (rmp §1.2)."""
     host = Host(backend, SNP)
@@ -1268,6 +1268,44 @@ def test_swap_out_and_in(backend: str) -> None:
     assert host.rmp(0x501) == (FIRMWARE_PAGE | VALIDATED | 0x7000 | ASID_5, 0x0703_0F1F)
     assert host.state().records == ()
     assert command(host, "SNP_PAGE_SWAP_IN", **swap) == 0x1B
+
+
+def test_swap_in_over_a_vmsa(backend: str) -> None:
+    """rmp §4.2 SNP_PAGE_SWAP_IN: vmsa is the record's, whatever the page had."""
+    host = swap_host(backend)
+    assert swap_out(host) == 0
+    host.machine.write_rmp(0x501, FIRMWARE_PAGE | VMSA | ASID_5, 0)
+    swap = {"gctx": 0x800000, "src": 0x802000, "dst": 0x501000, "mdata": 0x801040, "size": 0}
+    assert command(host, "SNP_PAGE_SWAP_IN", **swap) == 0
+    assert host.rmp(0x501)[0] == FIRMWARE_PAGE | VALIDATED | 0x7000 | ASID_5
+
+
+@pytest.mark.parametrize(
+    ("gpa", "state"),
+    [
+        (TAG_METADATA | 0x1000, PageState.METADATA),
+        (TAG_METADATA | 1 << 47, PageState.METADATA),
+        (TAG_METADATA | 1 << 50 | 0x1000, PageState.INVALID),
+        (TAG_METADATA | 1 << 49 | 0x1000, PageState.INVALID),
+    ],
+)
+def test_tags_are_three_bits(backend: str, gpa: int, state: PageState) -> None:
+    """rmp §1.3: bits 50:48 of a firmware page's gpa are the tag, those below are not."""
+    host = Host(backend, SNP)
+    host.machine.write_rmp(0x801, FIRMWARE_PAGE | gpa, 0)
+    assert state_of(host, 0x801) == state
+
+
+def test_unsmash_leaves_the_next_region(backend: str) -> None:
+    """rmp §4.2 SNP_PAGE_UNSMASH: 512 pages, no more."""
+    host = firmware_host(backend)
+    for pfn in range(0x400, 0x601):
+        host.assign(pfn, gpa=GIB + (pfn - 0x400) * 0x1000, immutable=1)
+    after = host.rmp(0x600)
+    assert after[0] == FIRMWARE_PAGE | GIB + 0x200000 | ASID_5
+    assert command(host, "SNP_PAGE_UNSMASH", pa=0x400000) == 0
+    assert host.rmp(0x600) == after
+    assert host.rmp(0x5FF)[0] & (IMMUTABLE | LOCK) == 0
 
 
 def test_records_are_in_order(backend: str) -> None:
