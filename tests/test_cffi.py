@@ -1077,6 +1077,7 @@ def test_a_table_that_is_set_up(library: Library) -> None:
         msrs = library.new("struct rmpc_rmp_msrs *", (first, last, 0))
         assert library.rmpc_rmp_init(rmp, msrs, machine.mem, profile, 0, segment, words) == library.RMPC_OK
         assert (rmp.count, rmp.frames, rmp.in_use_count, rmp.raw) == (1, (last + 1 - first - 0x4000) // 16, 0, False)
+        assert (segment[0].pa, segment[0].bytes) == (first + 0x4000, last + 1 - first - 0x4000)
         assert rmp.shift < 64 and (1 << 40) - 1 >> rmp.shift == 0
         pages = {page: own[0] <= page <= own[1] for page in range(-1, 8)}
         assert {page: library.rmpc_rmp_is_own(rmp, (base >> 12) + page) for page in pages} == pages

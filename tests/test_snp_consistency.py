@@ -628,6 +628,8 @@ def test_a_2m_head_that_is_not_assigned_governs_nothing(backend: str) -> None:
     host.machine.write_rmp(0x201, VALIDATED | ASSIGNED | 0x7000 | ASID_5, 0x1F)
     assert snp_access(host, 0x201, AccessKind.READ, 0x7000, vmpl=0) == ALLOWED
     assert guest(host, "PVALIDATE", 0x201, 0x7000, rcx=0, rdx=0) == Result(0, Kind.CODE)
+    # rmp §2.2 row 8b, likewise
+    assert host.update(0x233, assigned=1, asid=5) == SUCCESS
 
 
 def test_a_page_that_was_assigned_by_hand_is_a_neighbour(backend: str) -> None:
