@@ -311,40 +311,37 @@ static void fix_holes(const struct rmpc_firmware *firmware)
         fill_entries(rmp, fixed[i].base, fixed[i].size, RMPC_RMP_IMMUTABLE);
 }
 
-/* Give the frames of the RMP itself to the firmware. */
+/* Give the frames that [base, base + size) touches to the firmware. */
+static void take(const struct rmpc_rmp *rmp, uint64_t base, uint64_t size, uint64_t lo)
+{
+    fill_entries(rmp, base, size, lo);
+    count_subpages(rmp, base, size);
+}
+
+/* The frames of the RMP itself: bookkeeping area, segment table, and the entries of each segment. */
 static void take_own(const struct rmpc_rmp *rmp)
 {
-    struct rmpc_extent area = {rmp->msrs.base, rmp->msrs.end - rmp->msrs.base + 1};
+    const uint64_t table = rmp->msrs.cfg & RMPC_RMP_CFG_SEGMENTED ? RMPC_PAGE_SIZE : 0;
 
-    if (rmp->msrs.cfg & RMPC_RMP_CFG_SEGMENTED)
-        area.size = RMPC_RMP_BOOKKEEPING + RMPC_PAGE_SIZE;
-    for (uint64_t i = 0;; i++) {
-        fill_entries(rmp, area.base, area.size, FIRMWARE_ENTRY);
-        count_subpages(rmp, area.base, area.size);
-        if (!(rmp->msrs.cfg & RMPC_RMP_CFG_SEGMENTED) || i == rmp->count)
-            break;
-        area = (struct rmpc_extent){rmp->segments[i].pa, rmp->segments[i].bytes};
-    }
+    take(rmp, rmp->msrs.base, RMPC_RMP_BOOKKEEPING + table, FIRMWARE_ENTRY);
+    for (uint64_t i = 0; i < rmp->count; i++)
+        take(rmp, rmp->segments[i].pa, rmp->segments[i].bytes, FIRMWARE_ENTRY);
 }
 
 static enum rmpc_firmware_status snp_init(struct rmpc_firmware *firmware, const struct rmpc_operands *operands)
 {
-    const uint64_t base = operands->page << RMPC_PAGE_SHIFT;
-    const uint64_t size = operands->pages << RMPC_PAGE_SHIFT;
     struct rmpc_rmp *rmp = firmware->rmp;
     struct page page;
 
-    if (operands->pages > MOST_PAGES || (operands->pages && operands->page >= FRAMES))
+    if (operands->pages > MOST_PAGES)
         return RMPC_FW_INVALID_ADDRESS;
     for (uint64_t i = 0; i < operands->pages; i++)
         TRY(reach_frame(rmp, operands->page + i, false, &page));
     clear(rmp);
     fix_holes(firmware);
     take_own(rmp);
-    if (size) {
-        fill_entries(rmp, base, size, FIRMWARE_ENTRY | IOMMU_GPA);
-        count_subpages(rmp, base, size);
-    }
+    if (operands->pages)
+        take(rmp, operands->page << RMPC_PAGE_SHIFT, operands->pages << RMPC_PAGE_SHIFT, FIRMWARE_ENTRY | IOMMU_GPA);
     firmware->context_count = 0;
     firmware->record_count = 0;
     firmware->ready = true;

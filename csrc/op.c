@@ -164,9 +164,7 @@ static bool address_of(const struct rmpc_dmap *dmap, uint64_t pfn, bool high, ui
 /* The pages that a CPA op means; false: it cannot mean them. */
 static bool pages_of(const struct rmpc_machine *machine, const struct rmpc_op *op, struct rmpc_pages *pages)
 {
-    pages->addresses = op->level == RMPC_FLAVOUR_RANGE ? NULL : machine->addresses;
-    pages->count = op->count;
-    pages->va = 0;
+    *pages = (struct rmpc_pages){.count = op->count};
     if (op->level == RMPC_FLAVOUR_RANGE)
         return address_of(machine->host.dmap, op->addr, op->flags & RMPC_OP_HIGH, op->count, &pages->va);
     if (op->level >= RMPC_FLAVOUR_END || op->addr || (op->flags & RMPC_OP_HIGH) || op->count > machine->address_count)
@@ -174,6 +172,7 @@ static bool pages_of(const struct rmpc_machine *machine, const struct rmpc_op *o
     for (uint64_t i = 0; op->level == RMPC_FLAVOUR_PAGES && i < op->count; i++)
         if (machine->addresses[i] >= RMPC_HIGH_MAP)
             return false;
+    pages->addresses = machine->addresses;
     return true;
 }
 

@@ -251,7 +251,6 @@ static enum rmpc_status read_segments(const struct rmpc_rmp_msrs *msrs, const st
 
     if (rmpc_hardware_check(hardware) != RMPC_OK)
         return RMPC_ERR_ARGUMENT;
-    *room = (struct rmpc_rmp_room){0, 0};
     if (!(msrs->cfg & RMPC_RMP_CFG_SEGMENTED)) {
         status = read_contiguous(msrs, mem, &segment);
         *room = (struct rmpc_rmp_room){1, (size_t)words_for(segment.frames)};
@@ -265,7 +264,7 @@ static enum rmpc_status read_segments(const struct rmpc_rmp_msrs *msrs, const st
         return status;
     if (!rmpc_mem_at(mem, msrs->base, RMPC_RMP_BOOKKEEPING))
         return RMPC_ERR_RANGE;
-    room->segments = segment_count(msrs, hardware);
+    *room = (struct rmpc_rmp_room){segment_count(msrs, hardware), 0};
     for (size_t i = 0; i < room->segments; i++) {
         if (!read_segment(rst_entry(rst, i), cfg_shift(msrs), mem, &segment))
             return RMPC_ERR_RANGE;
@@ -394,10 +393,8 @@ static uint64_t next_in_segment(const struct rmpc_rmp_segment *segment, uint64_t
 
         if (end > segment->frames)
             end = segment->frames;
-        if (segment->regions && !segment->regions[region]) {
+        if (segment->regions && !segment->regions[region])
             offset = end;
-            continue;
-        }
         for (; offset < end; offset++)
             if (segment->entries[offset].lo | segment->entries[offset].hi)
                 return offset;

@@ -30,12 +30,13 @@ const char *rmpc_policy_name(unsigned policy)
     return policy < RMPC_POLICY_END ? names[policy] : NULL;
 }
 
-/* Can there be an entry of this level at this frame? */
+/* Can there be an entry of this level at this frame?  (Where a 2 MiB frame is valid, pfn + 511 is: sections hold whole
+ * ones.) */
 static bool is_place_for(const struct rmpc_host *host, uint64_t pfn, int level)
 {
     if (level > 2 || !rmpc_pfn_valid(host, pfn))
         return false;
-    return level < 2 || (pfn % RMPC_REGION_FRAMES == 0 && rmpc_pfn_valid(host, pfn + RMPC_REGION_FRAMES - 1));
+    return level < 2 || pfn % RMPC_REGION_FRAMES == 0;
 }
 
 int rmpc_adjust_direct_map(struct rmpc_host *host, uint64_t pfn, int level)

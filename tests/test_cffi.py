@@ -23,7 +23,7 @@ from rmpcore.cpu import Cpu, Page, Registers
 from rmpcore.fuzzing.pair import difference
 from rmpcore.fuzzing.units import DirectMapUnit, PolicyUnit, RmpUnit, Unit
 from rmpcore.machine import POLICIES, Machine, MachineError, MachineLike
-from rmpcore.maps import MachineMap
+from rmpcore.maps import MachineMap, SegmentedRmp
 from rmpcore.ops import OPS, EventKind, Kind, Op, Result, make_op, unpack_ops
 from rmpcore.state import State, diff_entries, diff_states
 
@@ -1134,6 +1134,16 @@ def test_where_a_table_can_be(library: Library) -> None:
     assert probed(base, base) == library.RMPC_ERR_RMP_SMALL
     assert probed(base, base + 0x10_4000 - 2, 0x10000) == library.RMPC_ERR_RMP_SMALL
     assert probed(base, base + 0x10_4000 - 1, 0x10000) == library.RMPC_OK
+    # rmp §1.6: (END + 0xfff) >> 12 frames: RMP_END may be the first byte of a page that is no more to be covered, but
+    # not the second
+    for last, frames in ((0x7000, 7), (0x7001, 8)):
+        first = last + 1 - 0x4000 - 16 * frames
+        assert probed(first, last, 1) == library.RMPC_OK
+        assert probed(first + 1, last, 1) == library.RMPC_ERR_RMP_SMALL
+    # host §1: the address bits are 51:13, of both registers
+    assert probed(1 << 13, (1 << 13) + 0x44_000 - 1) == library.RMPC_OK
+    assert probed(1 << 13, 1 << 13) == library.RMPC_ERR_RMP_SMALL
+    assert probed(1 << 52, end) == probed(base, 1 << 52) == probed(1 << 12, end) == library.RMPC_ERR_RMP_NONE
     # a profile that says of the segment table that it is larger than it can be
     profile.segment_limit, profile.segment_cached = 1, 1 << 16
     assert probed(base, end) == library.RMPC_ERR_ARGUMENT
@@ -1162,6 +1172,95 @@ def test_where_a_table_can_be(library: Library) -> None:
     msrs.end = end
     assert library.rmpc_rmp_init(rmp, msrs, *arguments) == library.RMPC_OK
     assert (rmp.count, rmp.frames, segment[0].pa) == (1, m.SNP_COVERED, base + 0x4000)
+
+
+@calls("rmpc_rmp_init", "rmpc_rmp_is_own")
+def test_a_table_that_is_set_up(library: Library) -> None:
+    """rmp_table.h: whatever lay in the structure; every frame's segment is 0.  rmp §3.6: pages that the table touches
+    are its own, to RMP_END."""
+    machine = CffiMachine(library, m.SNP)
+    profile = library.ffi.addressof(machine.rmp.hardware)
+    rmp, segment = library.new("struct rmpc_rmp *"), library.new("struct rmpc_rmp_segment[]", 1)
+    base, words = (m.SNP.rmp or (0, 0))[0], library.new("uint32_t[]", 16)
+    for first, last, own in (
+        (base, base + 0x5000, (0, 5)),
+        (base + 0xFF0, base + 0xFF0 + 0x4000 + 15, (0, 4)),
+        (base + 0x1000, base + 0x1000 + 0x4000 + 15, (1, 5)),
+    ):
+        library.ffi.buffer(rmp)[:] = b"\xff" * library.ffi.sizeof("struct rmpc_rmp")
+        msrs = library.new("struct rmpc_rmp_msrs *", (first, last, 0))
+        assert library.rmpc_rmp_init(rmp, msrs, machine.mem, profile, 0, segment, words) == library.RMPC_OK
+        assert (rmp.count, rmp.frames, rmp.in_use_count, rmp.raw) == (1, (last + 1 - first - 0x4000) // 16, 0, False)
+        assert (segment[0].pa, segment[0].bytes) == (first + 0x4000, last + 1 - first - 0x4000)
+        assert rmp.shift < 64 and (1 << 40) - 1 >> rmp.shift == 0
+        pages = {page: own[0] <= page <= own[1] for page in range(-1, 8)}
+        assert {page: library.rmpc_rmp_is_own(rmp, (base >> 12) + page) for page in pages} == pages
+        # an address of 64 bits would come round to the table
+        assert not library.rmpc_rmp_is_own(rmp, (1 << 52) + (base >> 12) + 1)
+
+
+@calls("rmpc_rmp_init", "rmpc_rmp_touch", "rmpc_rmp_set", "rmpc_vmrun", "rmpc_vmexit")
+def test_what_writes_may_pass_by(library: Library) -> None:
+    """rmp_table.h, quick: how many entries a write by a 4K mapping and by a larger one may go by; none of them while a
+    page in use would refuse it (rmp §3.7), none for large mappings when the head's count may be wrong (§1.2)."""
+    outcome, refused = library.new("struct rmpc_outcome *"), library.new("uint64_t *")
+
+    def quick(hardware: str, **switches: int) -> tuple[CffiMachine, Callable[[], tuple[int, int]]]:
+        machine = CffiMachine(library, m.SNP, hardware=hardware, switches=switches)
+        rmp = machine.rmp
+        assert rmp.entries == rmp.segments[0].entries
+        return machine, lambda: (rmp.quick[0], rmp.quick[1])
+
+    all_of_them, small, none = (m.SNP_COVERED, m.SNP_COVERED), (m.SNP_COVERED, 0), (0, 0)
+    assert quick("milan", subpage_count=0)[1]() == small
+    for hardware, running in (("milan", none), ("turin", all_of_them)):
+        machine, found = quick(hardware)
+        assert found() == all_of_them
+        assert library.rmpc_vmrun(machine.rmp, 0x1000, 0, 0, 0, 1, False, outcome, refused) == library.RMPC_OK
+        assert found() == running
+        assert library.rmpc_vmexit(machine.rmp, 0x1000) == library.RMPC_OK
+        assert found() == all_of_them
+        # of a frame that is not covered there is nothing to be told
+        library.rmpc_rmp_touch(machine.rmp, m.SNP_COVERED)
+        assert found() == all_of_them and not machine.rmp.raw
+        library.rmpc_rmp_touch(machine.rmp, 0x800)
+        assert found() == small
+    machine, found = quick("milan")
+    assert library.rmpc_rmp_set(machine.rmp, 0x800, (0, 0)) == library.RMPC_OK
+    assert found() == small
+    machine, found = quick("milan")
+    msrs, profile = library.ffi.addressof(machine.rmp.msrs), library.ffi.addressof(machine.rmp.hardware)
+    copies = (
+        library.new("struct rmpc_rmp_msrs *", msrs[0]),
+        machine.mem,
+        library.new("struct rmpc_hardware *", profile[0]),
+    )
+    assert library.rmpc_rmp_init(machine.rmp, *copies, 0, machine.rmp.segments, library.ffi.NULL) == library.RMPC_OK
+    assert found() == small
+
+
+@calls("rmpc_rmp_measure", "rmpc_rmp_init")
+def test_words_of_many_segments(library: Library) -> None:
+    """rmp_table.h: a word for each 2 MiB region, segment after segment; none where nothing is covered; frames: one past
+    the highest that is covered."""
+    machine = CffiMachine(library, m.SNP)
+    profile = library.new("struct rmpc_hardware *")
+    library.rmpc_hardware_init(profile, library.RMPC_PART_TURIN)
+    profile.segment_min, base = 30, 1 << 20
+    # segments 0, 2 and 3 of 1 GiB; 1 and all from 4 on are not covered
+    table = [2 << 20 | 1, 0, 8 << 20 | 1, 12 << 20 | 1]
+    machine.bytes_at(base + 0x4000, 32)[:] = struct.pack("<4Q", *table)
+    msrs, room = library.new("struct rmpc_rmp_msrs *", (base, 0, 30 << 8 | 1)), library.new("struct rmpc_rmp_room *")
+    assert library.rmpc_rmp_measure(msrs, machine.mem, profile, room) == library.RMPC_OK
+    assert (room.segments, room.words) == (512, 3 * 512)
+    rmp, segments = library.new("struct rmpc_rmp *"), library.new("struct rmpc_rmp_segment[]", 512)
+    for words in (library.new("uint32_t[]", room.words), library.ffi.NULL):
+        assert library.rmpc_rmp_init(rmp, msrs, machine.mem, profile, 0, segments, words) == library.RMPC_OK
+        assert (rmp.count, rmp.frames) == (512, 4 << 18)
+        null = library.ffi.NULL
+        expected = [words, null, words + 512, words + 1024] if words else [null] * 4
+        assert [segment.regions for segment in segments[0:5]] == [*expected, null]
+        assert [segment.frames for segment in segments[0:5]] == [1 << 18, 0, 1 << 18, 1 << 18, 0]
 
 
 @calls("rmpc_rmp_measure", "rmpc_sparse_map", "rmpc_sparse_unmap")
@@ -1198,7 +1297,8 @@ def test_where_a_segmented_table_can_be(library: Library) -> None:
 
     outside = 1 << 45
     assert found(outside) == (library.RMPC_ERR_RANGE, library.RMPC_ERR_RANGE)
-    assert found(base, 52)[0] == found(base, 29)[0] == library.RMPC_ERR_RMP_SEGMENT
+    no_place = (library.RMPC_ERR_RMP_SEGMENT, library.RMPC_ERR_RMP_CONFIG)
+    assert found(base, 52) == found(base, 29) == no_place
     # one entry: 1 GiB, its table where no memory is; then where memory is
     for at, status in ((outside, "ERR_RANGE"), (4 << 20, "OK")):
         machine.bytes_at(base + 0x4000, 8)[:] = struct.pack("<Q", at | 1)
@@ -1214,6 +1314,11 @@ def test_where_a_segmented_table_can_be(library: Library) -> None:
     msrs = library.new("struct rmpc_rmp_msrs *", (base, 0, cfg))
     before = CffiMachine(library, m.build_map([(0, 0x10_4000)], e820=[(0, 0x10_4000, 1)]))
     assert library.rmpc_rmp_measure(msrs, before.mem, profile, room) == library.RMPC_ERR_RANGE
+    # nor does the last byte of it, when the kernel reads it
+    half = CffiMachine(library, m.build_map([(0, 0x10_5000)], e820=[(0, 0x10_5000, 1)]))
+    msrs.base = base + 0x800
+    assert library.rmpc_rmp_probe(msrs, half.mem, profile, kernel, 0x105) == library.RMPC_ERR_RANGE
+    msrs.base = base
     beyond = CffiMachine(library, m.build_map([(0x10_4000, 8 << 20)], e820=[(0x10_4000, 8 << 20, 1)]))
     beyond.bytes_at(base + 0x4000, 8)[:] = struct.pack("<Q", 4 << 20 | 1)
     assert library.rmpc_rmp_measure(msrs, beyond.mem, profile, room) == library.RMPC_ERR_RANGE
@@ -1298,6 +1403,12 @@ def test_entries_are_in_the_bytes(library: Library) -> None:
     library.rmpc_rmp_touch(machine.rmp, 0x800)
     assert (next_used(machine.rmp, 0x234), next_used(machine.rmp, 0x801)) == (0x800, m.SNP_COVERED)
     library.rmpc_rmp_touch(machine.rmp, 1 << 40)
+    # its count is not gone by any more (rmp §1.2), and the region is free to be changed
+    place(0x803)[:] = struct.pack("<QQ", m.ASSIGNED, 0)
+    place(0x800)[:] = bytes(16)
+    library.rmpc_rmp_touch(machine.rmp, 0x800)
+    assert library.rmpc_rmp_check_host_write(machine.rmp, 0x801, 2, 0).reason == library.RMPC_REASON_NEIGHBOUR
+    assert machine.apply(make_op("RMPUPDATE", pa=0x805_000, gpa=0, assigned=0, size=0, asid=0)).ret == m.SUCCESS
     entry = library.new("struct rmpc_rmp_entry *", (7, 7))
     for pfn in (m.SNP_COVERED, 1 << 40, NO_PAGE):
         assert library.rmpc_rmp_get(machine.rmp, pfn, entry) == library.RMPC_ERR_ARGUMENT
@@ -1328,6 +1439,21 @@ def test_instructions_without_an_rmp(library: Library) -> None:
     assert not any(one.transient or one.cf for one in outcomes)  # outcome.h: both are of codes
     assert (state.gpa, state.high, rcx[0], rdx[0]) == (5, 6, 7, 8)
     assert library.ffi.buffer(library.ffi.addressof(cpu, "counters"))[:] == bytes(48)
+
+
+@calls("rmpc_pvalidate", "rmpc_rmpadjust", "rmpc_rmpquery")
+def test_guest_addresses_without_a_page(library: Library) -> None:
+    """rmp_insn.h: page NULL: #PF with error code 0."""
+    machine, null = CffiMachine(library, m.SNP, hardware="genoa"), library.ffi.NULL
+    rcx, rdx = library.new("uint64_t *", 7), library.new("uint64_t *", 1)
+    machine.cpu.mode = (5, 0, False, True)
+    for outcome in (
+        library.rmpc_pvalidate(machine.rmp, machine.cpu, 0xABC000, 0, 1, null),
+        library.rmpc_rmpadjust(machine.rmp, machine.cpu, 0xABC000, 0, 1, null),
+        library.rmpc_rmpquery(machine.rmp, machine.cpu, 0xABC000, rcx, rdx, null),
+    ):
+        assert (outcome.kind, outcome.code) == (library.RMPC_OUTCOME_FAULT, library.RMPC_VECTOR_PF)
+        assert (outcome.info, outcome.address) == (0, 0xABC000)
 
 
 @calls("rmpc_cpu_inject")
@@ -1379,6 +1505,60 @@ def test_nothing_is_written_past_a_table(library: Library) -> None:
     assert machine.bytes_at(end - 16, 32)[:] == struct.pack("<QQ", m.IMMUTABLE, 0) + bytes(range(16))
 
 
+@calls("rmpc_firmware_command")
+def test_as_many_pages_as_a_command_takes(library: Library) -> None:
+    """rmp §4.2, SNP_INIT and SNP_PAGE_SET_STATE: 2^20 pages, all of them covered; none more."""
+    most, base = 1 << 20, 1 << 33
+    rmp = (base, base + 0x4000 + 16 * (most + 0x400) - 1)
+    machine = CffiMachine(library, m.build_map([(0, 64 << 20)], rmp=rmp, rmp_probed=False))
+    operands = library.new("struct rmpc_operands *")
+
+    def status(command: int, pages: int) -> int:
+        operands.pages = pages
+        return int(library.rmpc_firmware_command(machine.firmware, command, operands))
+
+    assert status(library.RMPC_SNP_INIT, most + 1) == library.RMPC_FW_INVALID_ADDRESS
+    assert machine.read_rmp(0) == (0, 0) and not machine.firmware.ready
+    assert status(library.RMPC_SNP_INIT, most) == library.RMPC_FW_SUCCESS
+    # the IOMMU's pages are not Firmware
+    assert status(library.RMPC_SNP_PAGE_SET_STATE, most) == library.RMPC_FW_INVALID_PAGE_STATE
+    assert status(library.RMPC_SNP_PAGE_SET_STATE, most + 512) == library.RMPC_FW_INVALID_ADDRESS
+
+
+@calls("rmpc_firmware_command")
+def test_counters_that_are_cleared(library: Library) -> None:
+    """rmp §1.6: 2048 counters, those of ASIDs that no processor has as well; not the segment table after them."""
+    areas = SegmentedRmp(1 << 30, 30 << 8 | 1, ((1 << 30) + (2 << 20) | 1,))
+    map_ = m.build_map([(0, 64 << 20)], segmented=areas, rmp_probed=False)
+    machine = CffiMachine(library, map_, hardware="turin", kernel="6.14", switches={"segment_min": 30})
+    counters, table = machine.bytes_at(1 << 30, 0x4000), machine.bytes_at((1 << 30) + 0x4000, 8)
+    counters[:] = b"\xa5" * 0x4000
+    before = table[:]
+    # as a saved state has them; SNP_INIT leaves none
+    assert library.rmpc_firmware_add_context(machine.firmware, (5, 5)) == library.RMPC_OK
+    assert library.rmpc_firmware_add_record(machine.firmware, (0x80, 5, 1, 0x1000, 2)) == library.RMPC_OK
+    operands = library.new("struct rmpc_operands *")
+    assert library.rmpc_firmware_command(machine.firmware, library.RMPC_SNP_INIT, operands) == library.RMPC_FW_SUCCESS
+    assert counters[:] == bytes(0x4000)
+    assert (machine.firmware.context_count, machine.firmware.record_count) == (0, 0)
+    assert table[:] == before != bytes(8)
+
+
+@calls("rmpc_firmware_command")
+def test_permissions_of_vmpl0_are_no_operand(library: Library) -> None:
+    """firmware.h, permissions: at 1 to 3; rmp §4.2 SNP_LAUNCH_UPDATE: VMPL0's byte stays, the others are replaced."""
+    machine = CffiMachine(library, m.SNP)
+    machine.write_rmp(0x800, m.ASSIGNED | m.IMMUTABLE | m.LOCK | m.VMSA, 0)
+    machine.write_rmp(0x801, m.ASSIGNED | m.IMMUTABLE | m.LOCK | 5 << 51, 0x8000_0000_FFFF_FF9F)
+    machine.firmware.ready = True
+    assert library.rmpc_firmware_add_context(machine.firmware, (0x800, 5)) == library.RMPC_OK
+    fields = {"page": 0x801_000, "gctx": 0x800_000, "type": 1, "permissions": [0xE0, 1, 3, 7]}
+    operands = library.new("struct rmpc_operands *", fields)
+    status = library.rmpc_firmware_command(machine.firmware, library.RMPC_SNP_LAUNCH_UPDATE, operands)
+    assert status == library.RMPC_FW_SUCCESS
+    assert machine.read_rmp(0x801) == (m.ASSIGNED | m.VALIDATED | 5 << 51, 0x8000_0000_0703_019F)
+
+
 @calls("rmpc_firmware_command", "rmpc_firmware_add_context", "rmpc_firmware_add_record")
 def test_what_no_firmware_has(library: Library) -> None:
     machine = CffiMachine(library, m.SNP)
@@ -1390,7 +1570,7 @@ def test_what_no_firmware_has(library: Library) -> None:
         assert status == library.RMPC_FW_INVALID_PARAM
     machine.firmware.ready = False
     contexts = (((5, 5), "OK"), ((5, 6), "ERR_ARGUMENT"), ((4, 0), "ERR_ARGUMENT"), ((1 << 40, 0), "ERR_ARGUMENT"))
-    for context, status in (*contexts, ((6, 0x400), "ERR_ARGUMENT"), ((6, 0), "OK")):
+    for context, status in (*contexts, ((6, 0x400), "ERR_ARGUMENT"), ((6, 0), "OK"), ((7, 0x3FF), "OK")):
         assert library.rmpc_firmware_add_context(machine.firmware, context) == getattr(library, f"RMPC_{status}")
     records = (
         ((0x80, 5, 1, 0x1000, 2), "OK"),
@@ -1405,10 +1585,10 @@ def test_what_no_firmware_has(library: Library) -> None:
     for record, status in records:
         assert library.rmpc_firmware_add_record(machine.firmware, record) == getattr(library, f"RMPC_{status}"), record
     state = machine.state()
-    assert (state.contexts, state.records) == (((5, 5), (6, 0)), ((0x80, 5, 1, 0x1000, 2),))
+    assert (state.contexts, state.records) == (((5, 5), (6, 0), (7, 0x3FF)), ((0x80, 5, 1, 0x1000, 2),))
     assert differences(m.changed(state, contexts=(), records=()), before) == []
     machine.firmware.context_count, machine.firmware.record_count = library.RMPC_CONTEXTS, library.RMPC_RECORDS
-    assert library.rmpc_firmware_add_context(machine.firmware, (7, 0)) == library.RMPC_ERR_FULL
+    assert library.rmpc_firmware_add_context(machine.firmware, (8, 0)) == library.RMPC_ERR_FULL
     assert library.rmpc_firmware_add_record(machine.firmware, (0x100, 5, 0, 0, 0)) == library.RMPC_ERR_FULL
 
 
@@ -1435,6 +1615,10 @@ def test_many_accesses_at_once(library: Library) -> None:
         assert library.ffi.buffer(library.new("struct rmpc_outcome *", single))[:] == as_bytes(library, outcome)
     assert library.rmpc_rmp_check_all(machine.rmp, accesses, 0, outcomes, done) == library.RMPC_OK and done[0] == 0
     assert library.rmpc_rmp_check(library.ffi.NULL, accesses + 1).kind == library.RMPC_OUTCOME_ALLOWED
+    # a part may have fewer VMPLs; without an RMP there are four
+    machine.rmp.hardware.vmpls, guests = 2, library.new("struct rmpc_access[]", [{"level": 1, "vmpl": 3}])
+    assert library.rmpc_rmp_check_all(machine.rmp, guests, 1, outcomes, done) == library.RMPC_ERR_ARGUMENT
+    assert library.rmpc_rmp_check_all(library.ffi.NULL, guests, 1, outcomes, done) == library.RMPC_OK
     bad = ({"level": 0}, {"level": 4}, {"who": library.RMPC_WHO_END}, {"kind": library.RMPC_ACCESS_END}, {"vmpl": 4})
     for fields in bad:
         access = library.new("struct rmpc_access *", {"level": 1} | fields)
@@ -1465,6 +1649,12 @@ def test_writes_of_the_host(library: Library) -> None:
     free = {(0, 512): True, (0x200, 512): False, (0x400, 512): True, (0, 1024): False, (0x600, 512): False}
     free |= {(0x800, 1 << 18): True, (m.SNP_COVERED & ~0x1FF, 1024): True, (1 << 40, 512): True}
     assert {where: library.rmpc_rmp_is_hypervisors(machine.rmp, *where) for where in free} == free
+    # a region of which the first page alone is covered
+    rmp = (1 << 32, (1 << 32) + 0x4000 + 16 * 0x201 - 1)
+    short = CffiMachine(library, m.build_map([(0, 64 << 20)], rmp=rmp, rmp_probed=False))
+    assert library.rmpc_rmp_is_hypervisors(short.rmp, 0x200, 512)
+    short.write_rmp(0x200, m.ASSIGNED, 0)
+    assert not library.rmpc_rmp_is_hypervisors(short.rmp, 0x200, 512)
 
 
 @calls("rmpc_rmp_end_blocks")
@@ -1494,7 +1684,7 @@ def test_blocks_of_many_segments(library: Library) -> None:
     machine = CffiMachine(library, m.SNP)
     segments = library.new("struct rmpc_rmp_segment[]", 3)
     mib = 1 << 20
-    for segment, (pa, size) in zip(segments, ((41 * mib, 2 * mib), (20 * mib, 3 * mib), (0, 0)), strict=True):
+    for segment, (pa, size) in zip(segments, ((41 * mib, 2 * mib), (20 * mib, 3 * mib), (43 * mib, mib)), strict=True):
         segment.pa, segment.bytes = pa, size
     rmp = library.new("struct rmpc_rmp *", machine.rmp[0])
     rmp.segments, rmp.count = segments, 3
@@ -1506,6 +1696,7 @@ def test_blocks_of_many_segments(library: Library) -> None:
     assert library.rmpc_rmp_end_blocks(rmp, usable, 1, blocks, 5) == 3
     assert [(one.base, one.size) for one in blocks] == [*((base, 2 * mib) for base in expected), (7, 7), (7, 7)]
     # the first that there is room for, though one that comes before them is found last
+    segments[2].pa = segments[2].bytes = 0
     for segment, pa in zip(segments, (41 * mib, 20 * mib), strict=False):
         segment.pa = pa
     for room in (1, 2):
@@ -1647,7 +1838,15 @@ def test_records_that_are_no_op(library: Library) -> None:
     """Refused, untouched; none at all is no op either."""
     machine = CffiMachine(library, m.SNP)
     before = machine.state()
-    for op in (Op(0), Op(200), Op(0xFFFF), Op(1, reserved=1), Op(8, level=1), Op(18, id=256, count=1)):
+    for op in (
+        Op(0),
+        Op(200),
+        Op(0xFFFF),
+        Op(1, reserved=1),
+        Op(8, level=1),
+        Op(18, id=256, count=1),
+        Op(18, id=4, count=1, addr=1),
+    ):
         assert machine.apply(op).kind == Kind.REFUSED, op
     library.rmpc_machine_run(machine.machine, library.ffi.NULL, 0, library.ffi.NULL)
     assert differences(machine.state(), before) == []
@@ -1662,11 +1861,29 @@ def test_valid_frames(library: Library) -> None:
     many = {(0, 0x8000): True, (0, 0x8001): False, (0x7FFF, 1): True, (0x8000, 0): True, (0, 1 << 21): False}
     many |= {(NO_PAGE, 2): False}
     assert {where: library.rmpc_pages_valid(machine.host, *where) for where in many} == many
+    kept, much = machine.host.memory, library.new("struct rmpc_extent[]", [(0, 8 << 30)])
+    machine.host.memory = much
+    for pages, valid_then in ((1 << 20, True), ((1 << 20) + 1, False)):
+        assert library.rmpc_pages_valid(machine.host, 0, pages) == valid_then
+    machine.host.memory = kept
     assert library.rmpc_snp_leak_pages(machine.host, 0x8000, 1) == library.RMPC_ERR_ARGUMENT
     assert library.rmpc_snp_leak_pages(machine.host, 0, (1 << 20) + 1) == library.RMPC_ERR_ARGUMENT
     assert machine.counters()["leaked_pages"] == 0
     assert library.rmpc_snp_leak_pages(machine.host, 5, 3) == library.RMPC_OK
     assert machine.counters()["leaked_pages"] == 3
+
+
+@calls("rmpc_rmp_make_private", "rmpc_rmp_make_shared")
+def test_policies_that_do_not_exist(library: Library) -> None:
+    """snp_host.h, policy: RMP updates are -EINVAL, and nothing is done."""
+    machine = CffiMachine(library, m.SNP)
+    machine.record_events(True)
+    before = machine.state()
+    for policy in (library.RMPC_POLICY_END, 77):
+        machine.host.policy = policy
+        assert library.rmpc_rmp_make_private(machine.host, 0x233, 0x5000, 1, 5, False) == m.EINVAL
+        assert library.rmpc_rmp_make_shared(machine.host, 0x400, 2) == m.EINVAL
+    assert differences(machine.state(), before) == [] and len(machine.take_events()) == 0
 
 
 @calls("rmpc_host_access", "rmpc_host_access_all", "rmpc_host_handle_fault")

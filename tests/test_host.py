@@ -618,6 +618,18 @@ def test_dump_error(backend: str) -> None:
         assert host.events() == [Event(EventKind.DUMP_ERROR, code=EFAULT, a=pfn)]
 
 
+def test_dump_of_another_frames_entry(backend: str) -> None:
+    """host §1: the address of this frame is, modulo 2^64, another one's, of which RMPREAD says "assigned"; the line is
+    of the raw entry, and there is none."""
+    host = Host(backend, SNP, kernel="6.14", hardware="turin")
+    host.assign(0x403)
+    pfn = (1 << 52) + 0x403
+    host.events()
+    assert host.call("dump_rmpentry", pfn=pfn) == 0
+    events = [event for event in host.events() if event.kind != EventKind.RMPREAD]
+    assert events == [Event(EventKind.DUMP_ERROR, code=EFAULT, a=pfn)]
+
+
 # snp_leak_pages
 
 

@@ -622,6 +622,21 @@ def test_unmap_undoes_on_a_failure(backend: str) -> None:
     assert host.counters()["rmpupdate"] == 0
 
 
+def test_unmap_undoes_no_more_than_was_done(backend: str) -> None:
+    """host §6.2 unmap: default_noflush for the pages before the one that fails, not for that one: it is read-only, and
+    stays so."""
+    host = Host(backend, SNP, policy="unmap")
+    assert host.call("set_memory_ro", pfn=0x600, pages=0x200) == 0
+    leaf = host.leaf(0x600)
+    assert leaf[0] == 2
+    host.call("fail_alloc", skip=1)
+    host.events()
+    assert private(host, 0x500, level=2) == EFAULT
+    assert kinds(host.events()) == [*SPLIT_EVENTS, EventKind.ALLOC_FAIL]
+    assert host.leaf(0x600) == leaf
+    assert host.leaf(0x5FF) == (1, 0x5FF000 | DEFAULT)
+
+
 def test_unmap_first_page_fails(backend: str) -> None:
     """host §6.2 unmap: nothing before it, nothing to undo."""
     host = Host(backend, SNP, policy="unmap")

@@ -241,6 +241,7 @@ def test_two_segments(backend: str) -> None:
         (30, 0x80000, 0x40000),  # the field's highest bit alone
         (31, 1, 0x40000),  # half of the segment
         (31, 2, 0x80000),
+        (31, 3, 0x80000),  # clamped, though it is less than twice the segment
         (31, 5, 0x80000),
         (36, 1, 0x40000),
     ],
@@ -877,12 +878,13 @@ def test_the_range_below_1_tib(backend: str) -> None:
     """rmp §4.2 SNP_INIT: 0xfd_0000_0000 to 0xfd_ffff_ffff is HV-Fixed, even where the e820 table has memory there."""
     last = 0xFD_0000_0000 + 4 * GIB
     rst = [0] * 512
-    rst[506] = TABLE_0 | 1  # 2 GiB segments: from 0xfd_0000_0000
+    rst[505] = 77 * MIB | 2  # 2 GiB segments: from 0xfc_8000_0000
+    rst[506] = TABLE_0 | 1  # from 0xfd_0000_0000
     rst[507] = TABLE_2 | 1  # from 0xfd_8000_0000
     rst[508] = TABLE_1 | 1  # from 0xfe_0000_0000
     map_ = build_map(
         [(0, 64 * MIB)],
-        e820=[(0, 64 * MIB, 1), (64 * MIB, 16 * MIB, 2), (0xFD_0000_0000, 5 * GIB, 0xEFFFFFFF)],
+        e820=[(0, 64 * MIB, 1), (64 * MIB, 16 * MIB, 2), (0xFC_C000_0000, 6 * GIB, 0xEFFFFFFF)],
         segmented=SegmentedRmp(BASE, cfg(31), tuple(rst)),
         rmp_probed=False,
     )
@@ -891,6 +893,7 @@ def test_the_range_below_1_tib(backend: str) -> None:
     first = 0xFD_0000_0000 >> 12
     expected = {first: PageState.HV_FIXED, first + 0x3FFFF: PageState.HV_FIXED, last >> 12: PageState.HYPERVISOR}
     expected |= {first + 0x80000: PageState.HV_FIXED, first + 0xBFFFF: PageState.HV_FIXED}
+    expected[first - 1] = PageState.HYPERVISOR
     assert {pfn: host.call("page_state", pfn=pfn) for pfn in expected} == expected
     assert host.rmp(first + 0x12345) == (IMMUTABLE, 0)
 

@@ -349,6 +349,18 @@ def test_refused_arrays(backend: str, fields: dict[str, int]) -> None:
     assert host.call("set_memory_ro", pfn=0, pages=2, flavour=2) == 0
 
 
+@pytest.mark.parametrize(("pfn", "map_"), [(0, IMAGE), (0x1203, IMAGE), (0x800, IMAGE_MOVED)])
+def test_refused_high_address_that_is_the_first(backend: str, pfn: int, map_: MachineMap) -> None:
+    """docs/formats.md, flavours: no high address among pages, neither the mapping's first."""
+    host = Host(backend, map_)
+    assert host.call("cpa_address", pfn=pfn, high=1) == 0
+    before = host.state()
+    for name in ("set_memory_4k", "set_memory_ro"):
+        result = host.do(name, pfn=0, pages=1, flavour=2)
+        assert (result.kind, result.ret) == (Kind.REFUSED, Refusal.BAD_ARGUMENT)
+        assert host.state() == before
+
+
 def test_list_of_addresses_is_finite(backend: str) -> None:
     """1024 addresses, then the queue is full."""
     host = Host(backend)
@@ -406,6 +418,14 @@ def test_limits_of_the_high_window(backend: str, map_: MachineMap, pfn: int, pag
     assert host.state() == before
     if pages == 1:
         assert host.do("cpa_address", pfn=pfn, high=1).kind == (Kind.KERNEL if fine else Kind.REFUSED)
+
+
+@pytest.mark.parametrize(("pfn", "fine"), [(0x3FFFF, True), (0x40000, True), (0x40001, False)])
+def test_no_pages_at_the_end_of_the_high_window(backend: str, pfn: int, fine: bool) -> None:
+    """As at the end of the direct map: no page is no page outside."""
+    for map_, first in ((IMAGE, 0), (IMAGE_MOVED, 0x800)):
+        result = Host(backend, map_).do("set_memory_ro", pfn=first + pfn, pages=0, high=1)
+        assert (result.kind, result.ret) == ((Kind.KERNEL, 0) if fine else (Kind.REFUSED, Refusal.BAD_ARGUMENT))
 
 
 # §6: a high primary address

@@ -628,6 +628,29 @@ def test_a_2m_head_that_is_not_assigned_governs_nothing(backend: str) -> None:
     host.machine.write_rmp(0x201, VALIDATED | ASSIGNED | 0x7000 | ASID_5, 0x1F)
     assert snp_access(host, 0x201, AccessKind.READ, 0x7000, vmpl=0) == ALLOWED
     assert guest(host, "PVALIDATE", 0x201, 0x7000, rcx=0, rdx=0) == Result(0, Kind.CODE)
+    # rmp §2.2 row 8b, likewise
+    assert host.update(0x233, assigned=1, asid=5) == SUCCESS
+
+
+def test_a_page_that_was_assigned_by_hand_is_a_neighbour(backend: str) -> None:
+    """rmp §3.1: by a 2M mapping every page of the region counts, also one that its head does not count, and after
+    instructions that did nothing there, or something else."""
+    host = Host(backend, SNP)
+    host.machine.write_rmp(0x233, ASSIGNED | ASID_5, 0)
+
+    def reason() -> int:
+        return host_access(host, 0x232, 2, AccessKind.WRITE).reason
+
+    assert host.insn("PSMASH", pa=0x200000) == PSMASH_REFUSED
+    assert reason() == Reason.NEIGHBOUR
+    assert host.update(0x200, size=1) == FAIL_OVERLAP
+    assert reason() == Reason.NEIGHBOUR
+    host.assign(0x240)
+    assert host.update(0x240) == SUCCESS
+    assert host.rmp(0x200) == (0, 0)
+    assert reason() == Reason.NEIGHBOUR
+    assert host.update(0x233) == SUCCESS
+    assert reason() == Reason.NONE
 
 
 def test_not_validated_is_a_vc(backend: str) -> None:
@@ -843,7 +866,7 @@ def test_set_state_of_several_regions(backend: str, left_out: int | None) -> Non
         assert host.state() == before
 
 
-@pytest.mark.parametrize(("pfn", "pages"), [(0x300, 3), (0x400, 2), (0x3FF, 2), (0x4100, 1)])
+@pytest.mark.parametrize(("pfn", "pages"), [(0x300, 3), (0x400, 2), (0x3FF, 2), (0x4100, 1), (0x200, 0x600), (0, 2)])
 def test_init_with_iommu_buffers(backend: str, pfn: int, pages: int) -> None:
     """rmp §4.2: the IOMMU's buffers become Firmware-IOMMU, and the regions' heads count them (rmp §1.2)."""
     host = Host(backend, SNP)
@@ -1249,6 +1272,44 @@ def test_swap_out_and_in(backend: str) -> None:
     assert command(host, "SNP_PAGE_SWAP_IN", **swap) == 0x1B
 
 
+def test_swap_in_over_a_vmsa(backend: str) -> None:
+    """rmp §4.2 SNP_PAGE_SWAP_IN: vmsa is the record's, whatever the page had."""
+    host = swap_host(backend)
+    assert swap_out(host) == 0
+    host.machine.write_rmp(0x501, FIRMWARE_PAGE | VMSA | ASID_5, 0)
+    swap = {"gctx": 0x800000, "src": 0x802000, "dst": 0x501000, "mdata": 0x801040, "size": 0}
+    assert command(host, "SNP_PAGE_SWAP_IN", **swap) == 0
+    assert host.rmp(0x501)[0] == FIRMWARE_PAGE | VALIDATED | 0x7000 | ASID_5
+
+
+@pytest.mark.parametrize(
+    ("gpa", "state"),
+    [
+        (TAG_METADATA | 0x1000, PageState.METADATA),
+        (TAG_METADATA | 1 << 47, PageState.METADATA),
+        (TAG_METADATA | 1 << 50 | 0x1000, PageState.INVALID),
+        (TAG_METADATA | 1 << 49 | 0x1000, PageState.INVALID),
+    ],
+)
+def test_tags_are_three_bits(backend: str, gpa: int, state: PageState) -> None:
+    """rmp §1.3: bits 50:48 of a firmware page's gpa are the tag, those below are not."""
+    host = Host(backend, SNP)
+    host.machine.write_rmp(0x801, FIRMWARE_PAGE | gpa, 0)
+    assert state_of(host, 0x801) == state
+
+
+def test_unsmash_leaves_the_next_region(backend: str) -> None:
+    """rmp §4.2 SNP_PAGE_UNSMASH: 512 pages, no more."""
+    host = firmware_host(backend)
+    for pfn in range(0x400, 0x601):
+        host.assign(pfn, gpa=GIB + (pfn - 0x400) * 0x1000, immutable=1)
+    after = host.rmp(0x600)
+    assert after[0] == FIRMWARE_PAGE | GIB + 0x200000 | ASID_5
+    assert command(host, "SNP_PAGE_UNSMASH", pa=0x400000) == 0
+    assert host.rmp(0x600) == after
+    assert host.rmp(0x5FF)[0] & (IMMUTABLE | LOCK) == 0
+
+
 def test_records_are_in_order(backend: str) -> None:
     """rmp §4.2: sorted by address, whichever comes or goes; those of another guest stay when one is forgotten."""
     host = swap_host(backend)
@@ -1460,6 +1521,15 @@ def test_rmpquery_of_a_higher_vmpl(backend: str, code: int) -> None:
     result = guest(host, "RMPQUERY", 0x201, 0x7000, rdx=1, vmpl=3)
     assert result == (Result(code, Kind.CODE) if code else Result(0, Kind.CODE, value2=0x0701))
     assert guest(host, "RMPQUERY", 0x201, 0x7000, rdx=3, vmpl=3) == Result(0, Kind.CODE, value2=0x0103)
+
+
+def test_all_of_a_permission_byte(backend: str) -> None:
+    """rmp §2.7 row 6, §2.6 row 8: the byte is given, and replaced, whole, with bits that only a hand can have set."""
+    host = valid_page(backend, hardware="genoa")
+    host.machine.write_rmp(0x201, host.rmp(0x201)[0], 0xFFFF_FF1F)
+    assert guest(host, "RMPQUERY", 0x201, 0x7000, rdx=1) == Result(0, Kind.CODE, value2=0xFF01)
+    assert guest(host, "RMPADJUST", 0x201, 0x7000, rcx=0, rdx=0x102) == Result(0, Kind.CODE)
+    assert host.rmp(0x201)[1] == 0xFF01_FF1F
 
 
 @pytest.mark.parametrize(("hardware", "there"), [("milan", False), ("genoa", True), ("turin", True)])

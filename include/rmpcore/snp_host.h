@@ -142,7 +142,8 @@ void rmpc_host_access_all(struct rmpc_host *host, const uint64_t *pfns, size_t c
 bool rmpc_host_handle_fault(struct rmpc_host *host, uint64_t pfn, struct rmpc_outcome fault, int level);
 
 /* The 2 MiB blocks at the ends of the RMP that the kernel reserves (docs/host.md, section 1): those that a table does
- * not fill, if some byte of them is usable.  Sorted; how many there are, of which the first room are written.
+ * not fill, if some byte of them is usable.  Sorted; how many there are, of which the first room are written.  With less
+ * room than there are, a block that two tables share and that is not written is counted twice.
  *   usable  sorted extents; whole pages or not */
 size_t rmpc_rmp_end_blocks(const struct rmpc_rmp *rmp, const struct rmpc_extent *usable, size_t count,
                            struct rmpc_extent *blocks, size_t room);
