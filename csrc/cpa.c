@@ -120,10 +120,7 @@ static void fill_children(const struct run *run, uint64_t *table, uint64_t raw, 
         }
     } else if (flags & RMPC_PTE_P) {
         /* consecutive frames: a child's number goes below its large page's frame, where ORed flags may be (section 1) */
-        const uint64_t first = rmpc_pte_make(address, flags, c_bit);
-        const unsigned shift = level == 2 ? 12 : 21;
-        for (unsigned i = 0; i < TABLE_ENTRIES; i++)
-            table[i] = first | (uint64_t)i << shift;
+        rmpc_fill_table(table, rmpc_pte_make(address, flags, c_bit), level == 2 ? 12 : 21);
     } else {
         for (unsigned i = 0; i < TABLE_ENTRIES; i++)
             table[i] = rmpc_pte_make(address + i * size, flags, c_bit);
@@ -216,11 +213,70 @@ static bool looks_for_image(const struct run *run)
     return run->check_aliases && run->dmap->config.image.text;
 }
 
-/* Do the small pages of va's table have to be handed to change_aliases() one by one?  Aliases have the image's frames,
- * and all that is reached by an address outside the direct map's mapped part. */
-static bool needs_alias_pages(const struct run *run, uint64_t va)
+/* Frames that the image's mapping has, which is whole 2 MiB pages. */
+static struct rmpc_frames image_frames(const struct rmpc_dmap *dmap)
 {
-    return looks_for_image(run) || (run->check_aliases && !in_direct_map(run->dmap, va | (rmpc_level_size(2) - 1)));
+    const struct rmpc_image *image = &dmap->config.image;
+
+    if (!image->text)
+        return (struct rmpc_frames){0, 0};
+    return (struct rmpc_frames){rmpc_frame_of(dmap, image->text), rmpc_frame_of(dmap, up_2m(image->brk_end) - 1) + 1};
+}
+
+static bool is_in(struct rmpc_frames frames, uint64_t pfn)
+{
+    return frames.start <= pfn && pfn < frames.end;
+}
+
+/* How many of n small pages, whose entries lie side by side in one table, can be changed at once: up to an empty entry,
+ * and none that has an alias, for the aliases of each are changed before the next page is.  Aliases have the image's
+ * frames, and all that is reached by an address outside the direct map's mapped part. */
+static uint64_t together(const struct run *run, const uint64_t *entry, uint64_t va, uint64_t n)
+{
+    const struct rmpc_dmap *dmap = run->dmap;
+    const struct rmpc_frames image = image_frames(dmap);
+    const uint64_t c_bit = dmap->config.c_bit;
+    const uint64_t pa = rmpc_pte_address(*entry, 1, c_bit);
+    const uint64_t pfn = pa >> RMPC_PAGE_SHIFT;
+    uint64_t i = 1;
+
+    if (run->check_aliases && (!in_direct_map(dmap, va | (rmpc_level_size(2) - 1)) || is_in(image, pfn)))
+        return 1;
+    if (!looks_for_image(run)) {
+        while (i < n && entry[i])
+            i++;
+        return i;
+    }
+    /* of frames that do not follow each other change_aliases() would know the first only; an empty entry has none */
+    while (i < n && rmpc_pte_address(entry[i], 1, c_bit) == pa + (i << RMPC_PAGE_SHIFT) && !is_in(image, pfn + i))
+        i++;
+    return i;
+}
+
+/* Change small pages at va, n of them at most, all of one table; how many that were. */
+static uint64_t change_small_pages(struct run *run, const struct rmpc_walk *walk, uint64_t va, uint64_t n)
+{
+    const uint64_t set = run->set;
+    const uint64_t clear = run->clear;
+    uint64_t *entry = walk->entry;
+    uint64_t differ = 0;
+
+    n = together(run, entry, va, n);
+    if ((run->dmap->config.image.text && !(run->check_aliases && n > 1)) ||
+        ((set | clear) & (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX))) {
+        for (uint64_t i = 0; i < n; i++)
+            change_small(run, walk, &entry[i], va + (i << RMPC_PAGE_SHIFT));
+        return n;
+    }
+    /* nothing to protect(), which is the image's alone, no W^X to detect, and addresses are as they were, inverted or
+     * not (section 1) */
+    for (uint64_t i = 0; i < n; i++) {
+        const uint64_t raw = rmpc_pte_without_protnone((entry[i] & ~clear) | set);
+        differ |= raw ^ entry[i];
+        entry[i] = raw;
+    }
+    run->changed = run->changed || differ;
+    return n;
 }
 
 /* Pages at va, of `pages`, that the empty slot above level 1 around va stands for; 1 for one of level 1. */
@@ -270,14 +326,9 @@ static int change_chunk(struct run *run, uint64_t va, uint64_t pages, uint64_t *
             return 0;
         }
         if (walk.level == 1) { /* step 2, for as many pages of this table as can go together */
-            uint64_t together = needs_alias_pages(run, va) ? 1 : TABLE_ENTRIES - rmpc_table_index(va, 1);
-            uint64_t n = 0;
+            left = TABLE_ENTRIES - rmpc_table_index(va, 1);
             *pfn = rmpc_pte_address(*walk.entry, 1, c_bit) >> RMPC_PAGE_SHIFT;
-            do {
-                change_small(run, &walk, &walk.entry[n], va + (n << RMPC_PAGE_SHIFT));
-                n++;
-            } while (n < pages && n < together && walk.entry[n]);
-            *done = n;
+            *done = change_small_pages(run, &walk, va, left < pages ? left : pages);
             return 0;
         }
         offset = va & (rmpc_level_size(walk.level) - 1);
@@ -329,8 +380,7 @@ static int change_aliases(struct run *run, uint64_t va, uint64_t pfn, uint64_t p
         if (error)
             return error;
     }
-    if (image->text && !(va >= image->text && va < image->brk_end) && pfn >= rmpc_frame_of(dmap, image->text) &&
-        pfn <= rmpc_frame_of(dmap, up_2m(image->brk_end) - 1)) {
+    if (is_in(image_frames(dmap), pfn) && !(va >= image->text && va < image->brk_end)) {
         run->touched_alias = true;
         /* the image's range is known only roughly, so errors do not count */
         alias_run(run, (pfn << RMPC_PAGE_SHIFT) + RMPC_HIGH_MAP - image->phys_base, pages);

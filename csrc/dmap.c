@@ -167,6 +167,32 @@ enum rmpc_status rmpc_dmap_add_mapped(struct rmpc_dmap *dmap, uint64_t start, ui
 
 /* ---- lookup ---- */
 
+struct rmpc_walk rmpc_walk_anywhere(const struct rmpc_dmap *dmap, uint64_t va, int stop_level)
+{
+    struct rmpc_walk walk = {NULL, 0, false, false};
+    uint64_t pointer = dmap->root;
+    uint64_t all = RMPC_PTE_RW; /* flags at all levels above, and at any of them */
+    uint64_t any = 0;
+
+    for (int level = dmap->config.levels; level >= 1; level--) {
+        uint64_t *table = rmpc_table_at(dmap, pointer);
+        uint64_t *entry;
+
+        if (!table)
+            return walk;
+        entry = &table[rmpc_table_index(va, level)];
+        if (level == stop_level || !rmpc_pte_is_table(*entry, level)) {
+            if (level == 1 || *entry)
+                walk = (struct rmpc_walk){entry, level, (all & RMPC_PTE_RW) != 0, (any & RMPC_PTE_NX) != 0};
+            return walk;
+        }
+        pointer = *entry;
+        all &= pointer;
+        any |= pointer;
+    }
+    return walk;
+}
+
 struct rmpc_walk rmpc_dmap_lookup(const struct rmpc_dmap *dmap, uint64_t va)
 {
     return rmpc_walk_to(dmap, va, 1);
@@ -179,6 +205,7 @@ struct boot {
     const struct rmpc_boot_memory *memory;
     enum rmpc_status status;
     uint64_t last; /* end of the last slot that was mapped */
+    size_t kept;   /* the e820 row that kept a slot last */
 };
 
 /* Pages of the sizes of levels 2 to largest are allowed in [start, end); largest 1: small pages only. */
@@ -188,15 +215,21 @@ struct piece {
     int largest;
 };
 
-/* Is there memory of a type that must stay mapped anywhere in [start, start + size)? */
-static bool keeps_slot(const struct rmpc_boot_memory *memory, uint64_t start, uint64_t size)
+/* Is there memory of a type that must stay mapped anywhere in [start, start + size)?  Slots are asked about in ascending
+ * order and rows mostly are in it, so the row that kept the last slot, or one soon after it, is likely to keep this. */
+static bool keeps_slot(struct boot *boot, uint64_t start, uint64_t size)
 {
-    for (size_t i = 0; i < memory->e820_count; i++) {
+    const struct rmpc_boot_memory *memory = boot->memory;
+
+    for (size_t n = 0; n < memory->e820_count; n++) {
+        const size_t i = (boot->kept + n) % memory->e820_count;
         const struct rmpc_e820 *row = &memory->e820[i];
         if (row->type != RMPC_E820_USABLE && row->type != RMPC_E820_ACPI && row->type != RMPC_E820_KERNEL_RESERVED)
             continue;
-        if (row->size && row->base < start + size && row->base + row->size > start)
+        if (row->size && row->base < start + size && row->base + row->size > start) {
+            boot->kept = i;
             return true;
+        }
     }
     return false;
 }
@@ -242,16 +275,12 @@ static uint64_t boot_flags(const struct rmpc_dmap *dmap, int level)
 static bool fill_whole(struct rmpc_dmap *dmap, uint64_t *slot, uint64_t start, int level)
 {
     const int below = level - 1;
-    const unsigned shift = 12 + 9 * ((unsigned)below - 1);
     const uint64_t first = rmpc_pte_make(start, boot_flags(dmap, below), dmap->config.c_bit);
     const uint64_t pa = rmpc_table_alloc(dmap, below);
-    uint64_t *table;
 
     if (pa == RMPC_NO_PAGE)
         return false;
-    table = rmpc_table_at(dmap, pa);
-    for (unsigned i = 0; i < TABLE_ENTRIES; i++)
-        table[i] = first + ((uint64_t)i << shift);
+    rmpc_fill_table(rmpc_table_at(dmap, pa), first, 12 + 9 * ((unsigned)below - 1));
     *slot = pa | RMPC_PTE_BOOT_TABLE | dmap->config.c_bit;
     dmap->counters.pages[below] += TABLE_ENTRIES;
     return true;
@@ -275,7 +304,7 @@ static void fill(struct boot *boot, uint64_t *table, uint64_t table_va, int leve
         if ((int64_t)start >= (int64_t)piece->end) {
             if (level > 3)
                 return;
-            if (!keeps_slot(boot->memory, start, size))
+            if (*slot && !keeps_slot(boot, start, size))
                 *slot = 0;
             continue;
         }
@@ -422,7 +451,7 @@ static uint64_t skip_hole(const struct rmpc_boot_memory *memory, uint64_t end)
 
 enum rmpc_status rmpc_dmap_boot(struct rmpc_dmap *dmap, const struct rmpc_boot_memory *memory)
 {
-    struct boot boot = {dmap, memory, RMPC_OK, 0};
+    struct boot boot = {dmap, memory, RMPC_OK, 0, 0};
     uint64_t top = memory->max_pfn << RMPC_PAGE_SHIFT;
     uint64_t point, end, step;
     uint64_t mapped = 0;

@@ -23,30 +23,61 @@ static inline unsigned rmpc_table_index(uint64_t va, int level)
 }
 
 /* Walk the tables for an address, down to the leaf, or to the entry of stop_level if that comes first. */
-static inline struct rmpc_walk rmpc_walk_to(const struct rmpc_dmap *dmap, uint64_t va, int stop_level)
-{
-    struct rmpc_walk walk = {NULL, 0, false, false};
-    uint64_t pointer = dmap->root;
-    uint64_t all = RMPC_PTE_RW; /* flags at all levels above, and at any of them */
-    uint64_t any = 0;
+struct rmpc_walk rmpc_walk_anywhere(const struct rmpc_dmap *dmap, uint64_t va, int stop_level);
 
-    for (int level = dmap->config.levels; level >= 1; level--) {
-        uint64_t *table = rmpc_table_at(dmap, pointer);
+/* The same, fast where all tables lie at home.  levels is a constant, so that no loop is left. */
+__attribute__((always_inline)) static inline struct rmpc_walk rmpc_walk_home(const struct rmpc_dmap *dmap, uint64_t va,
+                                                                             int stop_level, const int levels)
+{
+    const uint64_t mask = RMPC_PTE_ADDRESS & ~dmap->config.c_bit;
+    uint64_t all = RMPC_PTE_RW;
+    uint64_t any = 0;
+    uint64_t raw = dmap->root;
+
+    for (int level = levels; level >= 1; level--) {
+        const uint64_t offset = (raw & mask) - dmap->home.base;
         uint64_t *entry;
 
-        if (!table)
-            return walk;
-        entry = &table[rmpc_table_index(va, level)];
-        if (level == stop_level || !rmpc_pte_is_table(*entry, level)) {
-            if (level == 1 || *entry)
-                walk = (struct rmpc_walk){entry, level, (all & RMPC_PTE_RW) != 0, (any & RMPC_PTE_NX) != 0};
-            return walk;
+        if (offset >= dmap->home.size)
+            break;
+        entry = (uint64_t *)(void *)((uint8_t *)dmap->home.host + offset) + rmpc_table_index(va, level);
+        raw = *entry;
+        if (level == stop_level || !rmpc_pte_is_table(raw, level)) {
+            if (level > 1 && !raw)
+                return (struct rmpc_walk){NULL, 0, false, false};
+            return (struct rmpc_walk){entry, level, (all & RMPC_PTE_RW) != 0, (any & RMPC_PTE_NX) != 0};
         }
-        pointer = *entry;
-        all &= pointer;
-        any |= pointer;
+        all &= raw;
+        any |= raw;
     }
-    return walk;
+    return rmpc_walk_anywhere(dmap, va, stop_level);
+}
+
+static inline struct rmpc_walk rmpc_walk_to(const struct rmpc_dmap *dmap, uint64_t va, int stop_level)
+{
+    return dmap->config.levels == 4 ? rmpc_walk_home(dmap, va, stop_level, 4) : rmpc_walk_home(dmap, va, stop_level, 5);
+}
+
+/* Fill a table with entries whose numbers, from 0 on, are ORed to the first one at bit `shift`.  Four pairs that do not
+ * wait for each other: as fast as a memset, where one counter would take half as long again. */
+static inline void rmpc_fill_table(uint64_t *table, uint64_t first, unsigned shift)
+{
+    typedef uint64_t pair __attribute__((vector_size(16), may_alias));
+    const uint64_t one = UINT64_C(1) << shift;
+    const pair all = {first, first};
+    const pair step = {8 * one, 8 * one};
+    pair a = {0, one}, b = {2 * one, 3 * one}, c = {4 * one, 5 * one}, d = {6 * one, 7 * one};
+
+    for (pair *to = (pair *)(void *)table; to < (pair *)(void *)(table + TABLE_ENTRIES); to += 4) {
+        to[0] = all | a;
+        to[1] = all | b;
+        to[2] = all | c;
+        to[3] = all | d;
+        a += step;
+        b += step;
+        c += step;
+        d += step;
+    }
 }
 
 /* The slot of this level for an address, through existing tables; NULL: a table is missing. */

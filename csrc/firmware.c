@@ -54,53 +54,92 @@ enum rmpc_page_state rmpc_page_state_of(struct rmpc_rmp_entry entry)
 
 /* ---- the firmware's lists ---- */
 
+/* The first context of this frame or a later one, as an index. */
+static size_t find_context(const struct rmpc_firmware *firmware, uint64_t pfn)
+{
+    size_t low = 0;
+    size_t high = firmware->context_count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (firmware->contexts[middle].pfn < pfn)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The first record at this address or a later one, as an index. */
+static size_t find_record(const struct rmpc_firmware *firmware, uint64_t address)
+{
+    size_t low = 0;
+    size_t high = firmware->record_count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (firmware->records[middle].address < address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 static struct rmpc_context *context_of(struct rmpc_firmware *firmware, uint64_t pfn)
 {
-    for (size_t i = 0; i < firmware->context_count; i++)
-        if (firmware->contexts[i].pfn == pfn)
-            return &firmware->contexts[i];
-    return NULL;
+    const size_t i = find_context(firmware, pfn);
+
+    return i < firmware->context_count && firmware->contexts[i].pfn == pfn ? &firmware->contexts[i] : NULL;
 }
 
 static struct rmpc_record *record_at(struct rmpc_firmware *firmware, uint64_t address)
 {
-    for (size_t i = 0; i < firmware->record_count; i++)
-        if (firmware->records[i].address == address)
-            return &firmware->records[i];
-    return NULL;
+    const size_t i = find_record(firmware, address);
+
+    return i < firmware->record_count && firmware->records[i].address == address ? &firmware->records[i] : NULL;
 }
 
 /* The first record in a page; NULL: there is none. */
 static struct rmpc_record *record_in(struct rmpc_firmware *firmware, uint64_t pfn)
 {
-    for (size_t i = 0; i < firmware->record_count; i++)
-        if (firmware->records[i].address >> RMPC_PAGE_SHIFT == pfn)
-            return &firmware->records[i];
-    return NULL;
+    const size_t i = find_record(firmware, pfn << RMPC_PAGE_SHIFT);
+
+    return i < firmware->record_count && firmware->records[i].address >> RMPC_PAGE_SHIFT == pfn ? &firmware->records[i]
+                                                                                               : NULL;
 }
 
 static void put_context(struct rmpc_firmware *firmware, struct rmpc_context context)
 {
-    size_t i = firmware->context_count++;
+    const size_t i = find_context(firmware, context.pfn);
+    struct rmpc_context *place = &firmware->contexts[i];
 
-    for (; i && firmware->contexts[i - 1].pfn > context.pfn; i--)
-        firmware->contexts[i] = firmware->contexts[i - 1];
-    firmware->contexts[i] = context;
+    memmove(place + 1, place, (firmware->context_count - i) * sizeof(*place));
+    *place = context;
+    firmware->context_count++;
+}
+
+static void drop_context(struct rmpc_firmware *firmware, struct rmpc_context *context)
+{
+    firmware->context_count--;
+    memmove(context, context + 1,
+            (size_t)(&firmware->contexts[firmware->context_count] - context) * sizeof(*context));
 }
 
 static void put_record(struct rmpc_firmware *firmware, struct rmpc_record record)
 {
-    size_t i = firmware->record_count++;
+    const size_t i = find_record(firmware, record.address);
+    struct rmpc_record *place = &firmware->records[i];
 
-    for (; i && firmware->records[i - 1].address > record.address; i--)
-        firmware->records[i] = firmware->records[i - 1];
-    firmware->records[i] = record;
+    memmove(place + 1, place, (firmware->record_count - i) * sizeof(*place));
+    *place = record;
+    firmware->record_count++;
 }
 
 static void drop_record(struct rmpc_firmware *firmware, struct rmpc_record *record)
 {
-    for (firmware->record_count--; record < &firmware->records[firmware->record_count]; record++)
-        *record = record[1];
+    firmware->record_count--;
+    memmove(record, record + 1, (size_t)(&firmware->records[firmware->record_count] - record) * sizeof(*record));
 }
 
 /* Drop the records of a guest (context), or those in a page (page); UINT64_MAX: of none. */
@@ -416,8 +455,7 @@ static enum rmpc_firmware_status decommission(struct rmpc_firmware *firmware, co
     TRY(reach_guest(firmware, operands->page, &page, &guest));
     set(&page, page.entry.lo & ~RMPC_RMP_VMSA, page.entry.hi);
     drop_records(firmware, guest->pfn, UINT64_MAX);
-    for (firmware->context_count--; guest < &firmware->contexts[firmware->context_count]; guest++)
-        *guest = guest[1];
+    drop_context(firmware, guest);
     return RMPC_FW_SUCCESS;
 }
 

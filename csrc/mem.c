@@ -175,22 +175,57 @@ static uint64_t highest_fresh(struct rmpc_pool *pool)
     return RMPC_NO_PAGE;
 }
 
-/* Where a freed page keeps its link; NULL at the end of the list. */
-static uint64_t *link_of(const struct rmpc_pool *pool, uint64_t pa)
+/* Where a page given back holds its two links; NULL: it is no page of the memory.  Pages' first bytes would compete for
+ * few lines of a cache, so each page has another place for them. */
+static uint64_t *links_of(const struct rmpc_pool *pool, uint64_t pa)
 {
-    return pa == RMPC_NO_PAGE ? NULL : rmpc_mem_at(pool->mem, pa, RMPC_PAGE_SIZE);
+    uint64_t *page = pa % RMPC_PAGE_SIZE ? NULL : rmpc_mem_at(pool->mem, pa, RMPC_PAGE_SIZE);
+
+    return page ? page + (pa >> RMPC_PAGE_SHIFT) % 64 * 8 : NULL;
+}
+
+/* The page that a link names, if it is one below pa; anything else was not written here and names none. */
+static uint64_t below(const struct rmpc_pool *pool, uint64_t link, uint64_t pa)
+{
+    return link < pa && links_of(pool, link) ? link : RMPC_NO_PAGE;
+}
+
+/*
+ * Pages given back are a skew heap: each holds two links, to lower pages or to none, and the highest is its root.  So n
+ * of them are taken and given in n log n steps, in whatever order.  As links only ever fall, a page that somebody has
+ * written over cuts off what hangs below it and does no other harm.
+ */
+static uint64_t merged(const struct rmpc_pool *pool, uint64_t a, uint64_t b)
+{
+    uint64_t root;
+    uint64_t *place = &root;
+
+    while (a != RMPC_NO_PAGE && b != RMPC_NO_PAGE) {
+        const uint64_t high = a > b ? a : b;
+        const uint64_t low = a > b ? b : a;
+        uint64_t *links = links_of(pool, high);
+        const uint64_t right = below(pool, links[1], high);
+
+        *place = high;
+        links[1] = links[0];
+        place = &links[0];
+        a = right;
+        b = low;
+    }
+    *place = a != RMPC_NO_PAGE ? a : b;
+    return root;
 }
 
 uint64_t rmpc_pool_alloc(void *user)
 {
     struct rmpc_pool *pool = user;
-    uint64_t fresh = highest_fresh(pool);
-    uint64_t freed = pool->freed;
-    const uint64_t *link = link_of(pool, freed);
+    const uint64_t fresh = highest_fresh(pool);
+    const uint64_t freed = pool->freed;
 
-    if (link && (fresh == RMPC_NO_PAGE || freed > fresh)) {
-        /* links fall; anything else was not written here, and ends the list */
-        pool->freed = *link < freed ? *link : RMPC_NO_PAGE;
+    if (freed != RMPC_NO_PAGE && (fresh == RMPC_NO_PAGE || freed > fresh)) {
+        const uint64_t *links = links_of(pool, freed);
+
+        pool->freed = merged(pool, below(pool, links[0], freed), below(pool, links[1], freed));
         return freed;
     }
     if (fresh != RMPC_NO_PAGE)
@@ -201,17 +236,10 @@ uint64_t rmpc_pool_alloc(void *user)
 void rmpc_pool_free(void *user, uint64_t pa)
 {
     struct rmpc_pool *pool = user;
-    uint64_t *place = &pool->freed;
-    uint64_t *link = link_of(pool, pa);
+    uint64_t *links = links_of(pool, pa);
 
-    if (!link || !is_allocatable(pool, pa))
+    if (!links || !is_allocatable(pool, pa))
         return;
-    while (*place != RMPC_NO_PAGE && *place > pa) {
-        uint64_t *below = link_of(pool, *place);
-        if (!below || (*below != RMPC_NO_PAGE && *below >= *place))
-            break;
-        place = below;
-    }
-    *link = *place;
-    *place = pa;
+    links[0] = links[1] = RMPC_NO_PAGE;
+    pool->freed = merged(pool, pool->freed, pa);
 }

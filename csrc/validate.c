@@ -27,7 +27,8 @@ uint64_t rmpc_dmap_page_total(const struct rmpc_dmap_counters *counters)
 
 struct check {
     const struct rmpc_dmap *dmap;
-    uint64_t *tables; /* pages seen, highest first */
+    bool at_once;     /* a page that is met twice is noticed there, which takes long; else tables_differ() tells it */
+    uint64_t *tables; /* pages seen; at_once: highest first */
     size_t room;
     size_t count;
     uint64_t mapped;  /* bytes of the direct map under leaves */
@@ -46,7 +47,7 @@ static bool fail(struct check *check, enum rmpc_invariant invariant, uint64_t va
 /* Note a table page; false: it was seen before, or there are more tables than there should be. */
 static bool add_table(struct check *check, uint64_t pa, uint64_t va)
 {
-    size_t low = 0;
+    size_t low = check->at_once ? 0 : check->count;
     size_t high = check->count;
 
     while (low < high) {
@@ -63,6 +64,36 @@ static bool add_table(struct check *check, uint64_t pa, uint64_t va)
     memmove(&check->tables[low + 1], &check->tables[low], (check->count - low) * sizeof(*check->tables));
     check->tables[low] = pa;
     check->count++;
+    return true;
+}
+
+/* Let the page at i sink to its place in a heap of count pages, the lowest at its root. */
+static void sink(uint64_t *tables, size_t i, size_t count)
+{
+    const uint64_t pa = tables[i];
+
+    for (size_t child; (child = 2 * i + 1) < count; i = child) {
+        child += child + 1 < count && tables[child + 1] < tables[child];
+        if (tables[child] >= pa)
+            break;
+        tables[i] = tables[child];
+    }
+    tables[i] = pa;
+}
+
+/* Was no table page met twice?  They are sorted for that. */
+static bool tables_differ(uint64_t *tables, size_t count)
+{
+    for (size_t i = count / 2; i-- > 0;)
+        sink(tables, i, count);
+    for (size_t left = count; left > 1; left--) {
+        const uint64_t lowest = tables[0];
+        tables[0] = tables[left - 1];
+        tables[left - 1] = lowest;
+        sink(tables, 0, left - 1);
+        if (tables[0] == lowest)
+            return false;
+    }
     return true;
 }
 
@@ -131,9 +162,13 @@ enum rmpc_invariant rmpc_dmap_validate(const struct rmpc_dmap *dmap, uint64_t *s
     *where = 0;
     if (dmap->counters.table_pages < room)
         check.room = (size_t)dmap->counters.table_pages;
-    if (!check_table(&check, dmap->root, first, top)) {
-        *where = check.where;
-        return check.broken;
+    /* what is broken first, and where, is looked for only when something is: then each table page in its turn */
+    if (!check_table(&check, dmap->root, first, top) || !tables_differ(check.tables, check.count)) {
+        check = (struct check){.dmap = dmap, .at_once = true, .tables = scratch, .room = check.room};
+        if (!check_table(&check, dmap->root, first, top)) {
+            *where = check.where;
+            return check.broken;
+        }
     }
     if (check.mapped + check.missing != rmpc_dmap_limit(dmap))
         return RMPC_BROKEN_COVERAGE;

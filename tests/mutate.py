@@ -305,7 +305,7 @@ MUTATIONS = (
         CHANGE,
     ),
     # §3
-    mutation("§3.3 level 1: the slot even if zero", WALK, "if (level == 1 || *entry)", "if (*entry)", LOOKUP),
+    mutation("§3.3 level 1: the slot even if zero", WALK, "if (level > 1 && !raw)", "if (!raw)", LOOKUP),
     mutation(
         "§3.2 a not-present entry above level 1 is found",
         PTE,
@@ -313,8 +313,8 @@ MUTATIONS = (
         "return level > 1 && (level",
         LOOKUP,
     ),
-    mutation("§3 RW is the AND", WALK, "        all &= pointer;\n", "", LOOKUP),
-    mutation("§3 NX is the OR", WALK, "        any |= pointer;\n", "", LOOKUP),
+    mutation("§3 RW is the AND", WALK, "        all &= raw;\n", "", LOOKUP),
+    mutation("§3 NX is the OR", WALK, "        any |= raw;\n", "", LOOKUP),
     # §4
     mutation(
         "§4 nothing asked for, nothing touched",
@@ -331,7 +331,7 @@ MUTATIONS = (
         SET,
     ),
     mutation("§4.1 a zero entry is a hole", CPA, "if (!walk.entry || !*walk.entry)", "if (!walk.entry)", CHANGE),
-    mutation("§4.1 a zero entry among others is one", CPA, " && walk.entry[n]);", ");", SET),
+    mutation("§4.1 a zero entry among others is one", CPA, "while (i < n && entry[i])\n", "while (i < n)\n", SET),
     mutation(
         "§4.1 the direct map may have holes",
         CPA,
@@ -377,6 +377,35 @@ MUTATIONS = (
         SET,
     ),
     mutation("§4.2 a flush for another value", CPA, "run->changed = run->changed || raw != *entry;", "", SET),
+    mutation(
+        "§4.2 a flush only for another value, among others",
+        CPA,
+        "run->changed = run->changed || differ;",
+        "run->changed = true;",
+        SET,
+    ),
+    mutation("§4.2 a flush for another value, among others", CPA, "run->changed = run->changed || differ;", "", SET),
+    mutation(
+        "§1 addresses of many pages are inverted with P",
+        CPA,
+        "& (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX))",
+        "& (RMPC_PTE_RW | RMPC_PTE_NX))",
+        SET,
+    ),
+    mutation(
+        "§4.2 W^X among many pages",
+        CPA,
+        "& (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX))",
+        "& RMPC_PTE_P)",
+        SET,
+    ),
+    mutation(
+        "§6 image frames among others",
+        CPA,
+        " && !is_in(image, pfn + i))",
+        ")",
+        SET,
+    ),
     mutation("§4.3 n ends with the large page", CPA, "    i += done;\n", "    i += done + (done == 512);\n", SET),
     mutation(
         "§4.3 required: through small form",
@@ -611,22 +640,22 @@ MUTATIONS = (
     mutation(
         "§6 repeat on the high mapping",
         CPA,
-        "    if (image->text && !(va >= image->text",
+        "    if (is_in(image_frames(dmap), pfn) && !(va >= image->text",
         "    if (0 && !(va >= image->text",
         SET,
     ),
     mutation(
         "§6 from the frame of _text",
         CPA,
-        "pfn >= rmpc_frame_of(dmap, image->text) &&",
-        "pfn > rmpc_frame_of(dmap, image->text) &&",
+        "{rmpc_frame_of(dmap, image->text), ",
+        "{rmpc_frame_of(dmap, image->text) + 1, ",
         CHANGE,
     ),
     mutation(
         "§6 up to _brk_end",
         CPA,
-        "pfn <= rmpc_frame_of(dmap, up_2m(image->brk_end) - 1)",
-        "pfn <= rmpc_frame_of(dmap, image->brk_end)",
+        "rmpc_frame_of(dmap, up_2m(image->brk_end) - 1) + 1}",
+        "rmpc_frame_of(dmap, image->brk_end) + 1}",
         CHANGE,
     ),
     mutation("§6 NX stays out of what is set", CPA, "    run.set &= ~RMPC_PTE_NX;\n", "", SET),
@@ -634,8 +663,8 @@ MUTATIONS = (
     mutation(
         "§6 errors on the direct map count",
         CPA,
-        "        if (error)\n            return error;\n    }\n    if (image",
-        "    }\n    if (image",
+        "        if (error)\n            return error;\n    }\n    if (is_in",
+        "    }\n    if (is_in",
         SET,
     ),
     mutation(
@@ -663,8 +692,8 @@ MUTATIONS = (
     mutation(
         "§6 each small page beyond the mapped part has its own alias",
         CPA,
-        "looks_for_image(run) || (run->check_aliases && !in_direct_map(run->dmap, va | (rmpc_level_size(2) - 1)));",
-        "looks_for_image(run);",
+        "(!in_direct_map(dmap, va | (rmpc_level_size(2) - 1)) || is_in(image, pfn))",
+        "is_in(image, pfn)",
         SET,
     ),
     mutation("§6 an alias run is no primary run", CPA, "    run.primary = false;\n", "", SET),
@@ -896,8 +925,8 @@ MUTATIONS = (
     mutation(
         "§8 the highest free page first",
         MEM,
-        "if (link && (fresh == RMPC_NO_PAGE || freed > fresh)) {",
-        "if (link && fresh == RMPC_NO_PAGE) {",
+        "if (freed != RMPC_NO_PAGE && (fresh == RMPC_NO_PAGE || freed > fresh)) {",
+        "if (freed != RMPC_NO_PAGE && fresh == RMPC_NO_PAGE) {",
         COLLAPSE,
     ),
     # §10: each switch one version too late, and one too early

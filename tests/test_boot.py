@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 from machines import (
@@ -31,7 +32,7 @@ from machines import (
     tables,
 )
 
-from rmpcore.machine import MachineError
+from rmpcore.machine import BACKENDS, MachineError
 from rmpcore.maps import PAGE_OFFSETS, MachineMap
 
 
@@ -506,6 +507,21 @@ def test_image_that_starts_inside_a_large_page(backend: str) -> None:
     image = dataclasses.replace(IMAGE.image, text=HIGH_MAPPING + 0x1012000, brk_end=HIGH_MAPPING + 0x2400000)
     state = Host(backend, dataclasses.replace(IMAGE, image=image)).state()
     assert sorted(leaves(state, 1)) == [(2, at) for at in range(0x1000000, 0x2400000, 2 * MIB)]
+
+
+def test_e820_rows_in_any_order() -> None:
+    """§2.1.4: which slots past a piece stay is asked of the whole e820 table, wherever the row that says so stands.
+
+    Each third piece of memory has no row, so what is mapped of it is cleared by the pieces below."""
+    pieces = [(at * 64 * MIB, 2 * MIB + (at % 3) * 4 * KIB) for at in range(40)]
+    rows = [(base, size, (1, 3, 128)[at % 3]) for at, (base, size) in enumerate(pieces)]
+    whole = build_map(pieces, e820=rows)
+    rows = [row for at, row in enumerate(rows) if at % 3] + [(base + 3 * MIB, MIB, 2) for base, _ in pieces]
+    shuffled = random.Random(1).sample(rows, len(rows))
+    maps = [build_map(pieces, e820=order) for order in (sorted(rows), sorted(rows, reverse=True), shuffled)]
+    states = [Host(backend, machine_map).state() for backend in BACKENDS for machine_map in maps]
+    assert len({state.digest() for state in states}) == 1
+    assert len(leaves(states[0])) < len(leaves(Host("native", whole).state()))
 
 
 def test_two_machines_of_one_map_are_equal(backend: str) -> None:

@@ -6,7 +6,9 @@ Every public function is called here at least once, and what it says is held aga
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -297,8 +299,15 @@ def test_pool(library: Library) -> None:
 
 @calls("rmpc_pool_init", "rmpc_pool_alloc", "rmpc_pool_free")
 def test_pages_that_a_pool_does_not_take(library: Library) -> None:
-    """What is not allocatable memory is not given out again; links that somebody wrote over end the list."""
+    """What is not allocatable memory is not given out again; a free page written over does no other harm."""
     mem, kept = two_ranges(library)
+
+    def write_over(link: int) -> None:
+        """Fill page 0x5000, wherever in it the pool has its links."""
+        where = library.ffi.cast("uint64_t *", kept[2] + 0x2000)
+        for i in range(PAGE // 8):
+            where[i] = link
+
     pool = library.new("struct rmpc_pool *", {"mem": mem, "next": 7})
     library.rmpc_pool_init(pool)
     assert pool.next == 0
@@ -327,20 +336,54 @@ def test_pages_that_a_pool_does_not_take(library: Library) -> None:
     library.rmpc_pool_init(pool)
     assert library.rmpc_pool_alloc(pool) == 0x5000
     library.rmpc_pool_free(pool, 0x5000)
-    library.ffi.cast("uint64_t *", kept[2] + 0x2000)[0] = 0x5000  # to itself
+    write_over(0x5000)
     assert [library.rmpc_pool_alloc(pool) for _ in range(3)] == [0x5000, 0x1000, NO_PAGE]
-    for link in (NO_PAGE - 1, 0x9000, 0x4000, 0x5000):
+    for link in (NO_PAGE - 1, 0x9000, 0x4000, 0x5000, 0x1001, 0):
         pool.reserved_count = 0
         library.rmpc_pool_init(pool)
         given = [library.rmpc_pool_alloc(pool) for _ in range(3)]
         assert given == [0x5000, 0x2000, 0x1000]
         library.rmpc_pool_free(pool, 0x2000)
         library.rmpc_pool_free(pool, 0x5000)
-        library.ffi.cast("uint64_t *", kept[2] + 0x2000)[0] = link  # where 0x5000 lies
+        write_over(link)
         library.rmpc_pool_free(pool, 0x1000)
         again = [library.rmpc_pool_alloc(pool) for _ in range(5)]
         pages = [page for page in again if page != NO_PAGE]
         assert pages and len(set(pages)) == len(pages) and set(pages) <= set(given), hex(link)
+    # no page at all
+    library.rmpc_pool_init(pool)
+    library.rmpc_pool_free(pool, 0x1800)
+    assert pool.freed == NO_PAGE
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random"])
+@calls("rmpc_pool_init", "rmpc_pool_alloc", "rmpc_pool_free")
+def test_pages_given_back_in_any_order(library: Library, order: str) -> None:
+    """mem.h: the highest free page, however pages have come back."""
+    count = 300
+    raw = library.new("uint8_t[]", (count + 1) * PAGE)
+    start = raw + -int(library.ffi.cast("uintptr_t", raw)) % PAGE
+    ranges = library.new("struct rmpc_range[]", [(0, count * PAGE, start)])
+    mem = library.new("struct rmpc_mem *", {"ranges": ranges, "count": 1})
+    memory = library.new("struct rmpc_extent[]", [(0, count * PAGE)])
+    pool = library.new("struct rmpc_pool *", {"mem": mem, "memory": memory, "memory_count": 1})
+    library.rmpc_pool_init(pool)
+    pages = [page * PAGE for page in range(count)]
+    assert [library.rmpc_pool_alloc(pool) for _ in pages] == pages[::-1]
+    rng = random.Random(1)
+    if order == "random":
+        rng.shuffle(pages)
+    elif order == "descending":
+        pages.reverse()
+    free: list[int] = []
+    for page in pages:
+        library.rmpc_pool_free(pool, page)
+        free.append(page)
+        if rng.random() < 0.3:
+            highest = max(free)
+            assert library.rmpc_pool_alloc(pool) == highest
+            free.remove(highest)
+    assert [library.rmpc_pool_alloc(pool) for _ in range(len(free) + 1)] == [*sorted(free, reverse=True), NO_PAGE]
 
 
 @calls("rmpc_sparse_map", "rmpc_sparse_unmap")
@@ -592,15 +635,17 @@ def test_a_boot_without_memory(library: Library) -> None:
     assert [(frames.start, frames.end) for frames in mapped[0 : dmap.mapped_count]] == [(0, 0x100)]
 
 
-def test_a_row_behind_the_last_keeps_nothing(library: Library) -> None:
-    """direct-map §2.1 step 4: the slot of the last 2 MiB, mapped first, is cleared if no row of the e820 is there."""
+@pytest.mark.parametrize(("count", "size"), [(1, 2 << 20), (2, 0)])
+def test_a_row_behind_the_last_keeps_nothing(library: Library, count: int, size: int) -> None:
+    """direct-map §2.1 step 4: the slot of the last 2 MiB, mapped first, is cleared if no row of the e820 is there, or
+    one without bytes."""
     machine = CffiMachine(library, m.SMALL)
     dmap, mapped = machine.dmap, library.new("struct rmpc_frames[]", 4)
     config = library.new("struct rmpc_dmap_config *", dmap.config)
     assert library.rmpc_dmap_init(dmap, machine.mem, config, mapped, 4, library.ffi.NULL) == library.RMPC_OK
-    rows = library.new("struct rmpc_e820[]", [(0, 62 << 20, 1), (62 << 20, 2 << 20, 1)])
+    rows = library.new("struct rmpc_e820[]", [(0, 62 << 20, 1), ((62 << 20) + PAGE, size, 1)])
     memory = library.new("struct rmpc_extent *", (0, 64 << 20))
-    boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "memory_count": 1, "e820_count": 1})
+    boot = library.new("struct rmpc_boot_memory *", {"max_pfn": 0x4000, "memory_count": 1, "e820_count": count})
     boot.memory, boot.e820 = memory, rows
     assert library.rmpc_dmap_boot(dmap, boot) == library.RMPC_OK
     assert library.rmpc_dmap_lookup(dmap, m.PAGE_OFFSET + (60 << 20)).level == 2
@@ -618,6 +663,47 @@ def test_lookup_points_into_the_tables(library: Library) -> None:
     empty = library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + 0x233_000)
     assert (empty.level, empty.entry) == (1, walk.entry)
     assert library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + (1 << 40)).entry == library.ffi.NULL
+
+
+@pytest.mark.parametrize("without_rw", [None, 4, 3, 2])
+@pytest.mark.parametrize("with_nx", [None, 4, 3, 2])
+@pytest.mark.parametrize("apart", [(), (3,), (2,), (1,), (3, 2, 1)], ids=str)
+@calls("rmpc_dmap_lookup", "rmpc_dmap_put_root", "rmpc_dmap_put_table", "rmpc_dmap_put_leaf")
+def test_walks_through_tables_anywhere(
+    library: Library, apart: tuple[int, ...], with_nx: int | None, without_rw: int | None
+) -> None:
+    """direct-map §3: what a walk finds does not depend on the ranges of memory that the tables lie in.
+
+    apart: levels of tables that are not in the root's range; with_nx, without_rw: levels of the entry that is so."""
+    raw = library.new("uint8_t[]", 10 * PAGE)
+    start = raw + -int(library.ffi.cast("uintptr_t", raw)) % PAGE
+    ranges = library.new("struct rmpc_range[]", [(0x1000, 0x4000, start), (0x5000, 0x4000, start + 0x5000)])
+    mem = library.new("struct rmpc_mem *", {"ranges": ranges, "count": 2})
+    mapped = library.new("struct rmpc_frames[]", 1)
+    config = library.new("struct rmpc_dmap_config *", CffiMachine(library, m.SMALL).dmap.config)
+    dmap = library.new("struct rmpc_dmap *")
+    assert library.rmpc_dmap_init(dmap, mem, config, mapped, 1, library.ffi.NULL) == library.RMPC_OK
+    assert library.rmpc_dmap_put_root(dmap, 0x1000) == library.RMPC_OK
+    flags = {
+        level: (m.BOOT_TABLE & ~(m.RW if level == without_rw else 0)) | (m.NX if level == with_nx else 0)
+        for level in (4, 3, 2)
+    }
+    for level in (4, 3, 2):
+        page = {3: 0x2000, 2: 0x3000, 1: 0x4000}[level - 1] + (0x3000 if level - 1 in apart else 0)
+        assert library.rmpc_dmap_put_table(dmap, m.PAGE_OFFSET, level, page | flags[level]) == library.RMPC_OK
+    small = m.entry(0x5000, m.SMALL_LEAF)
+    assert library.rmpc_dmap_put_leaf(dmap, m.PAGE_OFFSET + 0x5000, 1, small) == library.RMPC_OK
+    assert library.rmpc_dmap_put_leaf(dmap, m.PAGE_OFFSET + m.GIB, 3, m.GIB | m.LARGE_LEAF) == library.RMPC_OK
+
+    def found(offset: int) -> tuple[int, bool, bool, int | None]:
+        walk = library.rmpc_dmap_lookup(dmap, m.PAGE_OFFSET + offset)
+        return walk.level, walk.rw, walk.nx, walk.entry[0] if walk.entry else None
+
+    assert found(0x5000) == (1, without_rw is None, with_nx is not None, small)
+    assert found(0x6000) == (1, without_rw is None, with_nx is not None, 0)
+    assert found(m.GIB) == (3, without_rw != 4, with_nx == 4, m.GIB | m.LARGE_LEAF)
+    for nothing in (2 * m.MIB, 2 * m.GIB, 1 << 40):
+        assert found(nothing) == (0, False, False, None)
 
 
 @calls("rmpc_dmap_list")
@@ -859,6 +945,14 @@ def test_tables_in_any_order(library: Library) -> None:
     for page in (*pages, 0x4000, 0x8000):
         slots[first + len(pages)] = page | m.BOOT_TABLE
         assert str(machine.validate()).startswith("table-shared")
+    slots[first + len(pages)] = 0
+    # so it is in place of another one, when there are as many as there should be
+    for number, page in itertools.permutations(range(len(pages)), 2):
+        slots[first + number] = pages[page] | m.BOOT_TABLE
+        where = at + max(number, page) * m.GIB
+        assert machine.validate() == f"table-shared: at virtual address {where:#x}"
+        slots[first + number] = pages[number] | m.BOOT_TABLE
+    assert machine.validate() is None
 
 
 @calls("rmpc_set_memory", "rmpc_change_page_attr")
@@ -1503,26 +1597,6 @@ def test_nothing_is_written_past_a_table(library: Library) -> None:
     machine.bytes_at(end, 16)[:] = bytes(range(16))
     assert machine.apply(make_op("SNP_INIT")).ret == 0
     assert machine.bytes_at(end - 16, 32)[:] == struct.pack("<QQ", m.IMMUTABLE, 0) + bytes(range(16))
-
-
-@calls("rmpc_firmware_command")
-def test_as_many_pages_as_a_command_takes(library: Library) -> None:
-    """rmp §4.2, SNP_INIT and SNP_PAGE_SET_STATE: 2^20 pages, all of them covered; none more."""
-    most, base = 1 << 20, 1 << 33
-    rmp = (base, base + 0x4000 + 16 * (most + 0x400) - 1)
-    machine = CffiMachine(library, m.build_map([(0, 64 << 20)], rmp=rmp, rmp_probed=False))
-    operands = library.new("struct rmpc_operands *")
-
-    def status(command: int, pages: int) -> int:
-        operands.pages = pages
-        return int(library.rmpc_firmware_command(machine.firmware, command, operands))
-
-    assert status(library.RMPC_SNP_INIT, most + 1) == library.RMPC_FW_INVALID_ADDRESS
-    assert machine.read_rmp(0) == (0, 0) and not machine.firmware.ready
-    assert status(library.RMPC_SNP_INIT, most) == library.RMPC_FW_SUCCESS
-    # the IOMMU's pages are not Firmware
-    assert status(library.RMPC_SNP_PAGE_SET_STATE, most) == library.RMPC_FW_INVALID_PAGE_STATE
-    assert status(library.RMPC_SNP_PAGE_SET_STATE, most + 512) == library.RMPC_FW_INVALID_ADDRESS
 
 
 @calls("rmpc_firmware_command")

@@ -759,12 +759,13 @@ def test_address_size_of_the_operand(backend: str) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "prefix", "address"),
-    [(64, b"", 0x7F00_0020_1000), (64, b"\x67", 0x0020_1000), (32, b"", 0x0020_1000), (32, b"\x67", 0x0020_1000)],
+    [(64, b"", 0x7F01_8020_1000), (64, b"\x67", 0x8020_1000), (32, b"", 0x8020_1000), (32, b"\x67", 0x8020_1000)],
 )
 def test_address_size_of_guest_instructions(backend: str, mode: int, prefix: bytes, address: int) -> None:
-    """rmp §2.1: rAX has the address size: with 67, and outside 64-bit mode, 32 bits of it count."""
+    """rmp §2.1: rAX has the address size: with 67, and outside 64-bit mode, 32 bits of it count (here 31 and 32 are
+    set)."""
     host = host_of(backend)
-    registers = Registers(rax=0x7F00_0020_1000, rdx=1)
+    registers = Registers(rax=0x7F01_8020_1000, rdx=1)
     done = execute(host, prefix + OPCODES["PVALIDATE"], registers=registers, cpu=Cpu(asid=5, mode=mode))
     assert done.result._replace(reason=0) == Result(14, Kind.FAULT, value2=address)
     assert done.registers == registers

@@ -582,6 +582,23 @@ def test_alias_by_address_and_by_frame(backend: str, offset: int, again: bool) -
     assert host.leaf(0x1203) == (1, 0x1203000 | SMALL_LEAF | SOFTW1)
 
 
+@pytest.mark.parametrize(
+    "frames", [(0x300, 0x1703, 0x302), (0x300, 0x301, 0x1703), (0x1703, 0x301, 0x302), (0xFFF, 0x1000, 0x302)]
+)
+def test_an_image_frame_among_others(backend: str, frames: tuple[int, ...]) -> None:
+    """§6: of small pages side by side in one table, the one that maps a frame of the image has an alias, whichever it
+    is, and it alone."""
+    first = Host(backend, IMAGE, kernel="6.12")
+    assert first.call("set_memory_4k", pfn=0x300, pages=1) == 0
+    entries = {(0, 1, 0x300000 + i * 0x1000): frame << 12 | SMALL_LEAF for i, frame in enumerate(frames)}
+    host = continued(first, with_leaves(first.state(), entries))
+    assert host.call("change_page_attr_set", pfn=0x300, pages=3, mask=SOFTW1) == 0
+    state = host.state()
+    assert [host.leaf(0x300 + i)[1] for i in range(3)] == [frame << 12 | SMALL_LEAF | SOFTW1 for frame in frames]
+    marked = [at >> 12 for (window, at), raw in leaves(state, 1).items() if window == 1 and raw & SOFTW1]
+    assert marked == [frame for frame in frames if 0x1000 <= frame < 0x2400]
+
+
 def test_image_that_ends_on_a_line(backend: str) -> None:
     """§6: nothing is rounded up where _brk_end lies on a 2 MiB line: the frame behind it has no alias, so the flush is
     of one page."""

@@ -904,7 +904,6 @@ def test_shutdown_without_iommu(backend: str) -> None:
         (0x40FF, 1),
         (SNP_COVERED - 1, 2),
         (SNP_COVERED, 1),
-        (0, (1 << 20) + 1),
         ((1 << 40) - 1, 2),
         (1 << 63, 1),
         (0x100, 1 << 63),
@@ -916,6 +915,21 @@ def test_init_with_bad_buffers(backend: str, pfn: int, pages: int) -> None:
     before = host.state()
     assert command(host, "SNP_INIT", pfn=pfn, pages=pages) == 0x9
     assert host.state() == before
+
+
+def test_as_many_pages_as_a_command_takes(backend: str) -> None:
+    """rmp §4.2 SNP_INIT, SNP_PAGE_SET_STATE: 2^20 pages, all of them covered; none more."""
+    most, base = 1 << 20, 8 * GIB
+    rmp = (base, base + 0x4000 + 16 * (most + 512) - 1)
+    host = Host(backend, build_map([(0, 64 * MIB)], rmp=rmp, rmp_probed=False))
+    assert command(host, "SNP_INIT", pages=most + 1) == 0x9
+    assert host.rmp(0) == (0, 0)
+    assert not host.state().firmware_ready
+    assert command(host, "SNP_INIT", pages=most) == 0
+    assert state_of(host, most - 1) == PageState.FIRMWARE_IOMMU
+    # none of the regions is Firmware's
+    assert command(host, "SNP_PAGE_SET_STATE", pa=0, pages=most) == 0x1A
+    assert command(host, "SNP_PAGE_SET_STATE", pa=0, pages=most + 512) == 0x9
 
 
 def test_pages_that_are_dram_in_part(backend: str) -> None:
@@ -1634,6 +1648,11 @@ def test_look_ups(backend: str, kernel: str, hardware: str, reads: bool) -> None
         {"contexts": tuple((pfn, 0) for pfn in range(1025))},
         {"records": ((1 << 52, 0, 0, 0, 0),)},
         {"records": tuple((at * 64, 0, 0, 0, 0) for at in range(1025))},
+        {"records": ((0x44, 0, 0, 0, 0),)},
+        {"records": ((0x40, 1 << 40, 0, 0, 0),)},
+        {"records": ((0x40, 0, 1 << 4, 0, 0),)},
+        {"records": ((0x40, 0, 0, 0x800, 0),)},
+        {"records": ((0x40, 0, 0, 1 << 51, 0),)},
         {"contexts": ((6, 0), (5, 0))},
         {"records": ((0x40, 0, 0, 0, 0), (0x40, 0, 0, 0, 0))},
         {"bookkeeping": ((6, 1), (5, 1))},
@@ -1644,7 +1663,8 @@ def test_look_ups(backend: str, kernel: str, hardware: str, reads: bool) -> None
 )
 def test_states_that_do_not_fit(backend: str, fields: dict[str, Any]) -> None:
     """A state is refused that has frames at or above 2**40, more rows than a machine keeps, or rows out of order
-    (docs/formats.md, "State dump")."""
+    (docs/formats.md, "State dump"); and a record that firmware does not write: 64 bytes at their own multiple, four
+    bits of info (rmp §4.2), bits 50:12 of a GPA (rmp §1.1)."""
     host = Host(backend, SNP)
     with pytest.raises(MachineError):
         continued(host, changed(host.state(), **fields))
@@ -1657,7 +1677,7 @@ def test_the_most_that_fits(backend: str) -> None:
         host.state(),
         in_use=tuple((pfn, 0, 0) for pfn in range(0x100, 0x140)),
         contexts=((0x800, 5), *((pfn, 0) for pfn in range(0x2000, 0x2000 + 1023))),
-        records=tuple((0x2000_0000 + at * 64, 0x2000, 0, 0, 0) for at in range(1024)),
+        records=tuple((0x2000_0000 + at * 64, 0x2000, at % 16, 0x7_FFFF_FFFF_F000, 0) for at in range(1024)),
     )
     host = continued(host, full)
     assert host.state() == full

@@ -8,6 +8,7 @@ sections, what an action that is allowed writes, bit for bit.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from machines import MIB, Host, build_map, changed
+from machines import MIB, SNP, Host, build_map, changed
 
 from rmpcore.machine import MachineLike
 from rmpcore.ops import AccessKind, Kind, Op, OpCode, Reason, Result, ResultFlag, Who, make_op
@@ -1612,3 +1613,51 @@ def test_records_that_are_overwritten(backend: str) -> None:
     assert host.do("SNP_PAGE_MOVE", gctx=CONTEXT << 12, src=new, dst=old, size=0).ret == 0
     moved = [(old | at % 4096, *rows[at][1:]) for at in (new | 0x40, new | 0xC0)]
     assert host.state().records == tuple(moved)
+
+
+def test_lists_of_the_firmware_are_in_order(backend: str) -> None:
+    """§4.2: guests are found by frame and records by address, in whatever order they come and go."""
+    host = Host(backend, SNP)
+    firmware = {"kind": Kind.FIRMWARE, "ret": 0}
+
+    def command(name: str, **args: int) -> dict[str, int]:
+        result = host.do(name, **args)
+        return {"kind": result.kind, "ret": result.ret}
+
+    assert command("SNP_INIT") == firmware
+    first, rng = 0x400, random.Random(1)
+    assert host.call("rmp_mark_pages_firmware", pfn=first, pages=80) == 0
+    guests = {first + frame: asid for asid, frame in enumerate(rng.sample(range(60), 60), 1)}
+    for pfn, asid in guests.items():
+        assert command("SNP_GCTX_CREATE", gctx=pfn << 12) == firmware
+        assert command("SNP_ACTIVATE", gctx=pfn << 12, asid=asid) == firmware
+    assert host.state().contexts == tuple(sorted(guests.items()))
+    for pfn in rng.sample(sorted(guests), 40):
+        assert command("SNP_DECOMMISSION", gctx=pfn << 12) == firmware
+        assert command("SNP_DECOMMISSION", gctx=pfn << 12) != firmware
+        del guests[pfn]
+    assert host.state().contexts == tuple(sorted(guests.items()))
+
+    context, asid = max(guests.items())
+    for pfn in (first + 61, first + 63):
+        assert command("SNP_MD_INIT", gctx=context << 12, pa=pfn << 12) == firmware
+    places = [((first + 61 + page) << 12) + slot * 64 for page in (0, 2) for slot in range(64)]
+    records = {}
+    for number, mdata in enumerate(rng.sample(places, 100)):
+        pfn = 0x800 + number
+        assert host.call("rmp_make_private", pfn=pfn, gpa=pfn << 12, level=1, asid=asid, immutable=1) == 0
+        swap = {"gctx": context << 12, "mdata": mdata, "size": 0}
+        assert command("SNP_PAGE_SWAP_OUT", src=pfn << 12, dst=1 << 40, **swap) == firmware
+        assert command("SNP_PAGE_SWAP_OUT", src=pfn << 12, dst=1 << 40, **swap) != firmware
+        records[mdata] = pfn
+    assert [(row[0], row[3] >> 12) for row in host.state().records] == sorted(records.items())
+    for mdata, pfn in rng.sample(sorted(records.items()), 60):
+        swap = {"gctx": context << 12, "mdata": mdata, "size": 0}
+        assert command("SNP_PAGE_SWAP_IN", src=1 << 40, dst=pfn << 12, **swap) == firmware
+        assert command("SNP_PAGE_SWAP_IN", src=1 << 40, dst=pfn << 12, **swap) != firmware
+        del records[mdata]
+    assert [(row[0], row[3] >> 12) for row in host.state().records] == sorted(records.items())
+    assert command("SNP_PAGE_RECLAIM", pa=(first + 61) << 12) == firmware
+    left = {mdata: pfn for mdata, pfn in records.items() if mdata >> 12 != first + 61}
+    assert 0 < len(left) < len(records)
+    assert [(row[0], row[3] >> 12) for row in host.state().records] == sorted(left.items())

@@ -81,7 +81,7 @@ size_t rmpc_extents_find(const struct rmpc_extent *extents, size_t count, uint64
  * A page allocator for callers that have none: gives out the highest free frame of memory.  Free is what is in
  * memory, touches no reserved extent, is not listed as busy, and has not been given out.  A page that is given back
  * and was never allocatable (a table among what is reserved) is not given out again.
- *   mem                where freed pages keep their links, in their own first bytes
+ *   mem                where pages given back keep their links, in their own bytes
  *   memory, reserved   sorted extents as rmpc_extents_check() wants them (reserved may be unaligned)
  *   busy               sorted frame numbers already in use
  * rmpc_pool_init() sets the rest.
@@ -95,7 +95,7 @@ struct rmpc_pool {
     const uint64_t *busy;
     size_t busy_count;
     uint64_t next;  /* one past the next frame to look at */
-    uint64_t freed; /* the highest page given back, RMPC_NO_PAGE: none; each links to the next lower */
+    uint64_t freed; /* the highest page given back, RMPC_NO_PAGE: none; each links to lower ones */
 };
 
 void rmpc_pool_init(struct rmpc_pool *pool);
