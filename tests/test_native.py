@@ -42,13 +42,26 @@ def test_run_takes_strided_and_empty_arrays() -> None:
     assert len(machine.run(array[:0])) == 0
 
 
-@pytest.mark.parametrize("op", [(), (1, 2), (1 << 16, 0, 0, 0, 0, 0, 0), (1, 0, 0, 0, -1, 0, 0), ("a",) * 7, None])
+@pytest.mark.parametrize(
+    "op",
+    [
+        *((), (1, 2), (1,) * 11, (1,) * 13, [1, *(0,) * 10], None, 1),
+        *((1 << 16, *(0,) * 11), (1, *(0,) * 3, -1, *(0,) * 7), (1, *(0,) * 3, 1 << 64, *(0,) * 7), ("a",) * 12),
+    ],
+)
 def test_apply_refuses_what_is_no_op(op: object) -> None:
     machine = Machine(SMALL)
     before = machine.state()
     with pytest.raises((TypeError, ValueError, OverflowError)):
         machine.apply(op)  # type: ignore[arg-type]
     assert machine.state() == before
+
+
+def test_apply_takes_any_sequence_of_an_ops_fields() -> None:
+    op = ops.make_op("lookup", pfn=0x300)
+    results = [Machine(SMALL).apply(form) for form in (op, tuple(op), list(op))]  # type: ignore[arg-type]
+    assert results[0] == results[1] == results[2] and isinstance(results[0], ops.Result)
+    assert results[0].value and results[0]._asdict().keys() == set(ops.Result._fields)
 
 
 def test_threads_share_a_machine() -> None:

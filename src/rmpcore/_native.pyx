@@ -8,6 +8,9 @@ import numpy as np
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_SET_ITEM
+from cpython.type cimport PyType_GenericAlloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
@@ -105,6 +108,24 @@ def op_table():
         if rmpc_op_name(code) != NULL:
             table[code] = (rmpc_op_name(code).decode(), rmpc_op_flags(code), rmpc_op_mode(code))
     return table
+
+
+cdef inline _put(row, Py_ssize_t i, value):
+    Py_INCREF(value)
+    PyTuple_SET_ITEM(row, i, value)
+
+
+cdef _result(rmpc_result *result):
+    # As Result(...), which is Python code and would take longer than most ops.
+    row = PyType_GenericAlloc(Result, 7)
+    _put(row, 0, result.ret)
+    _put(row, 1, result.kind)
+    _put(row, 2, result.level)
+    _put(row, 3, result.flags)
+    _put(row, 4, result.reason)
+    _put(row, 5, result.value)
+    _put(row, 6, result.value2)
+    return row
 
 
 cdef struct surroundings:
@@ -608,12 +629,25 @@ cdef class NativeMachine:
     def apply(self, op):
         cdef rmpc_op record
         cdef rmpc_result result
-        (record.op, record.level, record.flags, record.id, record.addr, record.gpa, record.count, record.va, record.rcx,
-         record.rdx, record.mode, record.reserved) = op
+        cdef tuple fields = <tuple>op if isinstance(op, tuple) else tuple(op)
+        # field by field: to unpack a subclass of tuple takes an iterator
+        if len(fields) != 12:
+            raise ValueError(f"an op has 12 fields, not {len(fields)}")
+        record.op = fields[0]
+        record.level = fields[1]
+        record.flags = fields[2]
+        record.id = fields[3]
+        record.addr = fields[4]
+        record.gpa = fields[5]
+        record.count = fields[6]
+        record.va = fields[7]
+        record.rcx = fields[8]
+        record.rdx = fields[9]
+        record.mode = fields[10]
+        record.reserved = fields[11]
         with self.lock:
             rmpc_machine_apply(&self.machine, &record, &result)
-        return Result(result.ret, result.kind, result.level, result.flags, result.reason, result.value,
-                      result.value2)
+        return _result(&result)
 
     def execute(self, code, registers, cpu=Cpu(), operand=None, page=None):
         cdef rmpc_registers r
@@ -660,7 +694,7 @@ cdef class NativeMachine:
         return Executed(
             name,
             decoded.length,
-            Result(result.ret, result.kind, result.level, result.flags, result.reason, result.value, result.value2),
+            _result(&result),
             Registers(r.rax, r.rcx, r.rdx, r.rip, r.rflags),
             (<char *>&around.written)[:16] if around.has_written else None,
         )
