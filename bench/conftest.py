@@ -1,76 +1,90 @@
 """Benchmarks: builds the C loops once, and prints each figure beside its limit of the same run.
 
-A benchmark leaves in extra_info how many items a round does ("items") and the limit's median time ("limit").
+A benchmark leaves in extra_info: "items", pieces of work in a round; "limit", the median time of what it is held
+against; "beside", what that is; "ratio", the median of the rounds' ratios; "most" or "least", what it may be.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
+import statistics
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[1]
+CDEF = re.sub(
+    r"/\*.*?\*/|^#.*?$", "", (ROOT / "bench/rows.h").read_text(), flags=re.DOTALL | re.MULTILINE
+)  # the header itself, without comments and guards
 
-CDEF = """
-struct bench *bench_new(uint64_t gib);
-void bench_free(struct bench *b);
-int bench_prepare_split(struct bench *b, uint64_t n);
-uint64_t bench_split(struct bench *b, uint64_t n);
-uint64_t bench_boot(struct bench *b, int large_level);
-void bench_memset_tables(struct bench *b, uint64_t n, int value);
-void bench_prepare_psmash(struct bench *b, uint64_t n);
-uint64_t bench_psmash(struct bench *b, uint64_t n);
-void bench_memset_regions(struct bench *b, uint64_t n, int value);
-uint64_t bench_rmpupdate_4k(struct bench *b, uint64_t n, int assigned);
-void bench_touch_entries(struct bench *b, uint64_t n);
-int bench_draw(struct bench *b, uint64_t n);
-uint64_t bench_rmpupdate_random(struct bench *b, int assigned);
-uint64_t bench_touch_random(struct bench *b);
-uint64_t bench_host_writes(struct bench *b);
-uint64_t bench_walks(struct bench *b);
-"""
+
+@dataclass
+class Core:
+    """bench/rows.c and the C core, compiled as setup.py compiles them."""
+
+    ffi: Any
+    lib: Any
+
+    def __post_init__(self) -> None:
+        rows = (self.lib.bench_row(i) for i in range(self.lib.bench_row_count()))
+        self.rows = {self.text(row.name): row for row in rows}
+
+    def text(self, chars: Any) -> str:
+        return self.ffi.string(chars).decode()
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """bench/core.c and the C core, compiled as setup.py compiles them."""
+def core(tmp_path_factory: pytest.TempPathFactory) -> Core:
     ffi = FFI()
     ffi.cdef(CDEF)
     ffi.set_source(
-        "_bench_core",
-        CDEF,
-        sources=[str(ROOT / "bench/core.c"), *map(str, sorted((ROOT / "csrc").glob("**/*.c")))],
-        include_dirs=[str(ROOT / "include")],
-        extra_compile_args=["-O3", "-std=c11", "-D_DEFAULT_SOURCE"],
+        "_bench_rows",
+        '#include "rows.h"',
+        sources=[str(ROOT / "bench/rows.c"), *map(str, sorted((ROOT / "csrc").glob("**/*.c")))],
+        include_dirs=[str(ROOT / "include"), str(ROOT / "bench")],
+        extra_compile_args=["-O3", "-std=c11"],
     )
     built = ffi.compile(tmpdir=str(tmp_path_factory.mktemp("bench")))
-    spec = importlib.util.spec_from_file_location("_bench_core", built)
+    spec = importlib.util.spec_from_file_location("_bench_rows", built)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["_bench_core"] = module
+    sys.modules["_bench_rows"] = module
     spec.loader.exec_module(module)
-    return module
+    return Core(module.ffi, module.lib)
 
 
-@pytest.fixture
-def core(built: Any) -> Any:
-    """The functions of bench/core.c."""
-    return built.lib
+def against(
+    benchmark: Any,
+    run: Callable[[], object],
+    limit: Callable[[], object],
+    *,
+    beside: str,
+    items: int = 1,
+    rounds: int = 15,
+    prepare: Callable[[], object] = lambda: None,
+    most: float | None = None,
+) -> None:
+    """Benchmark ``run``; each round times ``limit`` first, both after the same preparation."""
+    limits: list[float] = []
 
+    def both() -> None:
+        prepare()
+        started = time.perf_counter()
+        limit()
+        limits.append(time.perf_counter() - started)
+        prepare()
 
-@pytest.fixture
-def machine(built: Any, core: Any) -> Iterator[Any]:
-    """A 64 GiB machine in C; its RMP and the part of its memory that page tables need have been touched."""
-    bench = core.bench_new(64)
-    assert bench != built.ffi.NULL
-    yield bench
-    core.bench_free(bench)
+    benchmark.pedantic(run, setup=both, rounds=rounds, warmup_rounds=1)
+    limits = limits[-rounds:]
+    ratio = statistics.median(ran / limit for ran, limit in zip(benchmark.stats.stats.data, limits, strict=True))
+    benchmark.extra_info.update(items=items, limit=statistics.median(limits), beside=beside, ratio=ratio, most=most)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -79,8 +93,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if runs:
         terminalreporter.section("medians beside their limits")
     for run in runs:
-        items, limit = run.extra_info.get("items", 1), run.extra_info.get("limit")
-        line = f"{run.name:42} {run.stats.median / items * 1e9:12.1f} ns"
-        if limit is not None:
-            line += f"   limit {limit / items * 1e9:10.1f} ns   ratio {run.stats.median / limit:8.2f}"
+        info = run.extra_info
+        items = info.get("items", 1)
+        line = f"{run.name.removeprefix('test_'):42} {run.stats.median / items * 1e9:12.1f} ns"
+        if "limit" in info:
+            line += f"   limit {info['limit'] / items * 1e9:10.1f} ns   ratio {info['ratio']:8.3g}"
+            line += f"   at most {info['most']:.2f}" if info.get("most") else ""
         terminalreporter.write_line(line)

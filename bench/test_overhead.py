@@ -3,20 +3,18 @@ into the simulator's loop.
 
 may_write is the inline question, host_write and check are calls that give the whole outcome.
 
-All loops are in C (bench/overhead.c), compiled as a simulator would be and linked with either library.  The ratio that
-is printed is the median of the ratios of the rounds: each round times both, one right after the other.
+All loops are in C (bench/overhead.c), compiled as a simulator would be and linked with either library.
 """
 
 from __future__ import annotations
 
-import statistics
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cffi import FFI
+from conftest import against
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITES = 1 << 19
@@ -66,17 +64,16 @@ def test_overhead(benchmark: Any, simulator: Any, call: str, hot: int, level: in
     function = getattr(loaded, f"overhead_{call}")
     refused = loaded.overhead_by_hand(overhead, hot, level)
     assert refused or hot  # there is something to agree on
-    limits = []
-
-    def by_hand() -> None:
-        started = time.perf_counter()
-        loaded.overhead_by_hand(overhead, hot, level)
-        limits.append(time.perf_counter() - started)
 
     def called() -> None:
         assert function(overhead, hot, level) == refused
 
-    benchmark.pedantic(called, setup=by_hand, rounds=ROUNDS, warmup_rounds=1)
-    times = benchmark.stats.stats.data
-    ratio = statistics.median(ran / limit for ran, limit in zip(times, limits[-ROUNDS:], strict=True))
-    benchmark.extra_info.update(items=WRITES, limit=statistics.median(times) / ratio)
+    benchmark.group = "check in a simulator"
+    against(
+        benchmark,
+        called,
+        lambda: loaded.overhead_by_hand(overhead, hot, level),
+        beside="the check by hand",
+        items=WRITES,
+        rounds=ROUNDS,
+    )
