@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def read_run(path: Path, instructions: Path | None) -> dict[str, dict[str, Any]]
     rows = {}
     for bench in json.loads(path.read_text())["benchmarks"]:
         info = bench["extra_info"]
-        name = bench.get("param") or bench["name"].removeprefix("test_")
+        name = re.sub(r"^test_(?:row\[(.*)\]$)?", r"\1", bench["name"])  # rows.c's names are its own
         items = info.get("items", 1)
         rows[name] = {
             "group": bench["group"] or "others",
@@ -49,7 +50,7 @@ def read_run(path: Path, instructions: Path | None) -> dict[str, dict[str, Any]]
 def figure(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def bound(row: dict[str, Any]) -> str:
@@ -69,8 +70,9 @@ def on_what() -> str:
     )
     compiler = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
     return (
-        f"{cpu}, {os.cpu_count()} processors of it, {gib:.0f} GiB; {platform.system()} {platform.release()}; "
+        f"{cpu}, {os.cpu_count()} processors of it, {gib:.0f} GiB; {system}; "
         f"{compiler}; Python {platform.python_version()}"
     )
 
@@ -80,7 +82,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "| path | ns | limit | ns | ratio | asked | instructions |",
         "|---|---:|---|---:|---:|---|---:|",
     ]
-    for name, row in rows.items():
+    for name, row in sorted(rows.items(), key=lambda item: "[" in item[0]):  # those of rows.c first
         cells = [name, figure(row["ns"]), row["beside"], figure(row["limit"]), figure(row["ratio"]), bound(row)]
         lines.append(f"| {' | '.join([*cells, figure(row['instructions'])])} |")
     return "\n".join(lines) + "\n"
