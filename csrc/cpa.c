@@ -260,20 +260,20 @@ static uint64_t change_small_pages(struct run *run, const struct rmpc_walk *walk
     const uint64_t clear = run->clear;
     uint64_t *entry = walk->entry;
     uint64_t differ = 0;
+    bool plain;
 
     n = together(run, entry, va, n);
-    if ((run->dmap->config.image.text && !(run->check_aliases && n > 1)) ||
-        ((set | clear) & (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX))) {
-        for (uint64_t i = 0; i < n; i++)
-            change_small(run, walk, &entry[i], va + (i << RMPC_PAGE_SHIFT));
-        return n;
-    }
-    /* nothing to protect(), which is the image's alone, no W^X to detect, and addresses are as they were, inverted or
-     * not (section 1) */
+    /* there is no W^X to detect, nor anything to protect(), which is the image's alone */
+    plain = !((set | clear) & (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX)) &&
+            (!run->dmap->config.image.text || (run->check_aliases && n > 1));
     for (uint64_t i = 0; i < n; i++) {
-        const uint64_t raw = rmpc_pte_without_protnone((entry[i] & ~clear) | set);
-        differ |= raw ^ entry[i];
-        entry[i] = raw;
+        if (plain && (entry[i] & RMPC_PTE_P)) { /* without P the address may turn over (section 1) */
+            const uint64_t raw = (entry[i] & ~clear) | set;
+            differ |= raw ^ entry[i];
+            entry[i] = raw;
+        } else {
+            change_small(run, walk, &entry[i], va + (i << RMPC_PAGE_SHIFT));
+        }
     }
     run->changed = run->changed || differ;
     return n;

@@ -386,6 +386,13 @@ MUTATIONS = (
     ),
     mutation("§4.2 a flush for another value, among others", CPA, "run->changed = run->changed || differ;", "", SET),
     mutation(
+        "§1 an address without P may turn over, among many pages",
+        CPA,
+        "if (plain && (entry[i] & RMPC_PTE_P))",
+        "if (plain)",
+        SET,
+    ),
+    mutation(
         "§1 addresses of many pages are inverted with P",
         CPA,
         "& (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX))",

@@ -595,8 +595,29 @@ def test_an_image_frame_among_others(backend: str, frames: tuple[int, ...]) -> N
     assert host.call("change_page_attr_set", pfn=0x300, pages=3, mask=SOFTW1) == 0
     state = host.state()
     assert [host.leaf(0x300 + i)[1] for i in range(3)] == [frame << 12 | SMALL_LEAF | SOFTW1 for frame in frames]
-    marked = [at >> 12 for (window, at), raw in leaves(state, 1).items() if window == 1 and raw & SOFTW1]
+    marked = [at >> 12 for (level, at), raw in leaves(state, 1).items() if level == 1 and raw & SOFTW1]
     assert marked == [frame for frame in frames if 0x1000 <= frame < 0x2400]
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_a_page_that_loses_its_last_flag(backend: str, image: bool) -> None:
+    """§1: without P a frame is stored inverted, but as it is where no flag is left, and the next change reads that so.
+    Pages beside it are changed as ever."""
+    first = Host(backend, IMAGE if image else SMALL, kernel="6.12")
+    assert first.call("set_memory_4k", pfn=0x300, pages=1) == 0
+    inverted = ~0x301000 & 0x000F_FFFF_FFFF_F000
+    host = continued(first, with_leaves(first.state(), {(0, 1, 0x301000): inverted | SOFTW1}))
+    assert host.call("change_page_attr_clear", pfn=0x300, pages=3, mask=SOFTW1) == 0
+    found = leaves(host.state(), 0)
+    assert [found[1, at] for at in (0x300000, 0x301000, 0x302000)] == [
+        0x300000 | SMALL_LEAF,
+        0x301000,
+        0x302000 | SMALL_LEAF,
+    ]
+    host.events()
+    assert host.call("change_page_attr_clear", pfn=0x300, pages=3, mask=SOFTW1) == 0
+    assert leaves(host.state(), 0)[1, 0x301000] == inverted
+    assert kinds(host.events()) == [EventKind.FLUSH_PAGES]
 
 
 def test_image_that_ends_on_a_line(backend: str) -> None:
