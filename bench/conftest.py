@@ -19,10 +19,23 @@ from typing import Any
 import pytest
 from cffi import FFI
 
+from rmpcore.fuzzing.maps import build_map
+from rmpcore.maps import MachineMap
+
 ROOT = Path(__file__).resolve().parents[1]
-CDEF = re.sub(
-    r"/\*.*?\*/|^#.*?$", "", (ROOT / "bench/rows.h").read_text(), flags=re.DOTALL | re.MULTILINE
-)  # the header itself, without comments and guards
+
+
+def declarations(header: str) -> str:
+    """A header of bench/ as cffi takes it: without comments and guards."""
+    text = (ROOT / "bench" / header).read_text()
+    return re.sub(r"/\*.*?\*/|^#.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def memory_map(size: int, large_pages: str = "1G") -> MachineMap:
+    """RAM from 0 in one piece, as bench/rows.c has it, and above it an RMP that covers it exactly."""
+    return build_map(
+        [(0, size)], large_pages=large_pages, rmp=(size, size + 0x4000 + (size >> 8) - 1), rmp_probed=False
+    )
 
 
 @dataclass
@@ -43,7 +56,7 @@ class Core:
 @pytest.fixture(scope="session")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Core:
     ffi = FFI()
-    ffi.cdef(CDEF)
+    ffi.cdef(declarations("rows.h"))
     ffi.set_source(
         "_bench_rows",
         '#include "rows.h"',

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+ROWS = re.findall(r'^    \{"(\w+)", "', (ROOT / "bench/rows.c").read_text(), re.MULTILINE)
 HUGE = "1024g"
 """What is left out: rows that execute the same as another, on more memory."""
 
@@ -46,9 +47,8 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         print("valgrind is not installed: no instructions are counted", file=sys.stderr)
         return 2
-    names = re.findall(r'^    \{"(\w+)", "', (ROOT / "bench/rows.c").read_text(), re.MULTILINE)
-    chosen = [name for name in args.rows or names if HUGE not in name]
-    if unknown := set(chosen) - set(names):
+    chosen = [name for name in args.rows or ROWS if HUGE not in name]
+    if unknown := set(chosen) - set(ROWS):
         parser.error(f"no row {', '.join(sorted(unknown))}")
     found = {}
     with tempfile.TemporaryDirectory() as place:

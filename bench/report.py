@@ -27,15 +27,15 @@ NOTABLE = 1.15
 
 
 def read_run(path: Path, instructions: Path | None) -> dict[str, dict[str, Any]]:
-    """{name: figures} of a run, times in nanoseconds for one piece of work."""
+    """{name: figures} of a run, those of rows.c first; times in nanoseconds for one piece of work."""
     counts = json.loads(instructions.read_text()) if instructions else {}
     rows = {}
-    for bench in json.loads(path.read_text())["benchmarks"]:
+    found = json.loads(path.read_text())["benchmarks"]
+    for bench in sorted(found, key=lambda each: not each["name"].startswith("test_row[")):
         info = bench["extra_info"]
         name = re.sub(r"^test_(?:row\[(.*)\]$)?", r"\1", bench["name"])  # rows.c's names are its own
         items = info.get("items", 1)
         rows[name] = {
-            "group": bench["group"] or "others",
             "ns": bench["stats"]["median"] / items * 1e9,
             "limit": info["limit"] / items * 1e9 if "limit" in info else None,
             "beside": info.get("beside", ""),
@@ -82,7 +82,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "| path | ns | limit | ns | ratio | asked | instructions |",
         "|---|---:|---|---:|---:|---|---:|",
     ]
-    for name, row in sorted(rows.items(), key=lambda item: "[" in item[0]):  # those of rows.c first
+    for name, row in rows.items():
         cells = [name, figure(row["ns"]), row["beside"], figure(row["limit"]), figure(row["ratio"]), bound(row)]
         lines.append(f"| {' | '.join([*cells, figure(row['instructions'])])} |")
     return "\n".join(lines) + "\n"

@@ -237,18 +237,17 @@ static void collapse_2m_leaves(struct bench *b)
     b->done = b->dmap.counters.collapses[2] - before;
 }
 
-/* The same, table pages having been used and given back. */
-static void prepare_2m_reused(struct bench *b)
-{
-    prepare_2m_leaves(b);
-    split_2m_leaves(b);
-    collapse_2m_leaves(b);
-}
-
 static void prepare_collapse(struct bench *b)
 {
     prepare_2m_leaves(b);
     split_2m_leaves(b);
+}
+
+/* 2 MiB leaves again, table pages having been used and given back. */
+static void prepare_2m_reused(struct bench *b)
+{
+    prepare_collapse(b);
+    collapse_2m_leaves(b);
 }
 
 /* A load of every entry of the tables. */

@@ -10,7 +10,6 @@ The kernel is the one slow test: ``pytest -m kernel bench``.
 from __future__ import annotations
 
 import importlib
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cffi import FFI
-from conftest import against
+from conftest import against, declarations, memory_map
 
 import rmpcore
 from rmpcore.conform import conform
@@ -40,20 +39,6 @@ ADDRESS = 0x000F_FFFF_FFFF_F000
 VALIDATED = 1 << 62
 
 
-def memory_map(size: int, large_pages: str = "1G") -> rmpcore.MachineMap:
-    """RAM from 0 in one piece, and above it an RMP that covers it exactly."""
-    return rmpcore.MachineMap(
-        name="bench",
-        e820=((0, size, 1),),
-        memory=((0, size),),
-        reserved=(),
-        max_pfn=size >> 12,
-        large_pages=large_pages,
-        rmp=(size, size + 0x4000 + (size >> 8) - 1),
-        rmp_probed=False,
-    )
-
-
 def same_ops(name: str, rows: list[dict[str, int]]) -> npt.NDArray[np.void]:
     return rmpcore.pack_ops(rmpcore.make_op(name, **row) for row in rows)
 
@@ -68,8 +53,7 @@ def naive(tmp_path_factory: pytest.TempPathFactory) -> Any:
     options = ["-O3", "-std=c11", "-fPIC", "-fno-semantic-interposition", "-shared"]
     subprocess.run(["cc", *options, BENCH / "naive.c", "-o", library], check=True)
     ffi = FFI()
-    header = (BENCH / "naive.h").read_text()
-    ffi.cdef(re.sub(r"/\*.*?\*/|^#.*?$", "", header, flags=re.DOTALL | re.MULTILINE))
+    ffi.cdef(declarations("naive.h"))
     return ffi, ffi.dlopen(str(library))
 
 

@@ -10,26 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import pyximport
-from conftest import against
+from conftest import against, memory_map
 
 from rmpcore import Machine
-from rmpcore.maps import MachineMap
 from rmpcore.ops import OP_DTYPE, RESULT_DTYPE, Op, OpCode, OpFlag
 
 GIB = 1 << 30
 SIZE = 64 * GIB
 MILLION = 1_000_000
 CALLS = 20_000
-# the machine of bench/rows.c: RAM from 0, the RMP above it
-MAP = MachineMap(
-    name="64 GiB",
-    e820=((0, SIZE, 1),),
-    memory=((0, SIZE),),
-    reserved=(),
-    max_pfn=SIZE >> 12,
-    rmp=(SIZE, SIZE + 0x4000 + (SIZE >> 12) * 16 - 1),
-    rmp_probed=False,
-)
+MAP = memory_map(SIZE)
 
 
 @pytest.fixture(scope="module")

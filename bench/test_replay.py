@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from conftest import against
 from mixed import FIRST_FRAME, REGIONS, mixed_trace
 
@@ -40,9 +41,8 @@ def touched() -> Any:
     return machine
 
 
-def native_of(count: int, rounds: int) -> list[float]:
-    """Seconds that the C core takes for so many ops."""
-    trace = mixed_trace(MILLION)[:count]
+def native_of(trace: npt.NDArray[np.void], rounds: int) -> list[float]:
+    """Seconds that the C core takes for these ops."""
     times = []
     for _ in range(rounds):
         machine = touched()
@@ -80,7 +80,7 @@ def test_mixed_trace(benchmark: Any) -> None:
 def test_oracle(benchmark: Any) -> None:
     """The limit is the other way round here: the C core on the same ops, to be left far behind."""
     trace = mixed_trace(MILLION)[:ORACLE]
-    native = statistics.median(native_of(ORACLE, 9))
+    native = statistics.median(native_of(trace, 9))
     benchmark.group = "replay"
     benchmark.pedantic(lambda m: m.run(trace), setup=lambda: ((fresh("oracle"),), {}), rounds=1, iterations=1)
     ratio = benchmark.stats.stats.median / native

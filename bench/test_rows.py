@@ -6,14 +6,11 @@ both find the caches, and the machine's mood, alike.
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import against
-
-ROWS = re.findall(r'^    \{"(\w+)", "', (Path(__file__).parent / "rows.c").read_text(), re.MULTILINE)
+from instructions import ROWS
 
 
 @pytest.mark.parametrize("name", ROWS)
