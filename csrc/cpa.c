@@ -299,7 +299,7 @@ static uint64_t skip_hole_at(const struct run *run, uint64_t va, uint64_t pages)
     const struct rmpc_dmap *dmap = run->dmap;
     const uint64_t pfn = rmpc_frame_of(dmap, va);
 
-    if (looks_for_image(run) && pfn <= rmpc_frame_of(dmap, up_2m(dmap->config.image.brk_end) - 1))
+    if (looks_for_image(run) && pfn < image_frames(dmap).end)
         return 1;
     if (run->primary && pages > dmap->max_pfn_mapped - pfn)
         pages = dmap->max_pfn_mapped - pfn;
