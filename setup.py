@@ -25,6 +25,8 @@ API = Path("include/rmpcore/api.h").read_text()
 VERSION = ".".join(re.findall(r"^#define RMPC_VERSION_\w+ (\d+)$", API, re.MULTILINE))
 
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic"]
+# what gcc 14 and later refuse in the C that Cython writes, older compilers shall refuse too
+REFUSED = ["-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types", "-Werror=int-conversion"]
 sanitize = os.environ.get("RMPCORE_SANITIZE", "")
 if sanitize:
     SPEED = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
@@ -95,7 +97,7 @@ setup(
             include_dirs=["include"],
             libraries=["rmpcore"],
             depends=[*HEADERS, *CORE, *HOSTED, "src/rmpcore/_rmpc.pxd"],
-            extra_compile_args=SPEED,
+            extra_compile_args=[*REFUSED, *SPEED],
             extra_link_args=LINK,
         )
     ],

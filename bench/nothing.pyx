@@ -1,12 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Empty methods with the signatures of the machine's: what a call costs before it does anything."""
 
+from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
-from cpython.type cimport PyType_GenericAlloc
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from rmpcore.ops import Result
+
+
+cdef extern from "Python.h":
+    # not Cython's declaration: it takes an object, which gcc 14 does not pass for a type
+    object PyType_GenericAlloc(PyTypeObject *type, Py_ssize_t items)
 
 
 cdef struct record:
@@ -42,7 +47,7 @@ cdef class Nothing:
         taken.rdx = fields[9]
         taken.mode = fields[10]
         taken.reserved = fields[11]
-        result = PyType_GenericAlloc(Result, 7)
+        result = PyType_GenericAlloc(<PyTypeObject *>Result, 7)
         _put(result, 0, taken.op)
         _put(result, 1, taken.level)
         _put(result, 2, taken.flags)

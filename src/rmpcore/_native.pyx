@@ -8,9 +8,9 @@ import numpy as np
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
-from cpython.type cimport PyType_GenericAlloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
@@ -28,6 +28,11 @@ _PARTS = {"milan": RMPC_PART_MILAN, "genoa": RMPC_PART_GENOA, "turin": RMPC_PART
 _INSTRUCTIONS = (None, "RMPUPDATE", "PSMASH", "RMPREAD", "PVALIDATE", "RMPADJUST", "RMPQUERY")
 _MODES = {64: RMPC_MODE_LONG, 32: RMPC_MODE_PROTECTED, 16: RMPC_MODE_REAL}
 _DRAM = (E820Type.USABLE, E820Type.KERNEL_RESERVED, E820Type.SOFT_RESERVED)
+
+
+cdef extern from "Python.h":
+    # not Cython's declaration: it takes an object, which gcc 14 does not pass for a type
+    object PyType_GenericAlloc(PyTypeObject *type, Py_ssize_t items)
 
 
 cdef struct buffer:
@@ -117,7 +122,7 @@ cdef inline _put(row, Py_ssize_t i, value):
 
 cdef _result(rmpc_result *result):
     # As Result(...), which is Python code and would take longer than most ops.
-    row = PyType_GenericAlloc(Result, 7)
+    row = PyType_GenericAlloc(<PyTypeObject *>Result, 7)
     _put(row, 0, result.ret)
     _put(row, 1, result.kind)
     _put(row, 2, result.level)
