@@ -228,9 +228,9 @@ static bool is_in(struct rmpc_frames frames, uint64_t pfn)
     return frames.start <= pfn && pfn < frames.end;
 }
 
-/* How many of n small pages, whose entries lie side by side in one table, can be changed at once: up to an empty entry,
- * and none that has an alias, for the aliases of each are changed before the next page is.  Aliases have the image's
- * frames, and all that is reached by an address outside the direct map's mapped part. */
+/* How many of n small pages, whose entries lie side by side in one table, can be changed before any alias is: none that
+ * has an alias, for the aliases of each are changed before the next page is.  Aliases have the image's frames, and all
+ * that is reached by an address outside the direct map's mapped part. */
 static uint64_t together(const struct run *run, const uint64_t *entry, uint64_t va, uint64_t n)
 {
     const struct rmpc_dmap *dmap = run->dmap;
@@ -242,41 +242,62 @@ static uint64_t together(const struct run *run, const uint64_t *entry, uint64_t 
 
     if (run->check_aliases && (!in_direct_map(dmap, va | (rmpc_level_size(2) - 1)) || is_in(image, pfn)))
         return 1;
-    if (!looks_for_image(run)) {
-        while (i < n && entry[i])
-            i++;
-        return i;
-    }
+    if (!looks_for_image(run))
+        return n;
     /* of frames that do not follow each other change_aliases() would know the first only; an empty entry has none */
     while (i < n && rmpc_pte_address(entry[i], 1, c_bit) == pa + (i << RMPC_PAGE_SHIFT) && !is_in(image, pfn + i))
         i++;
     return i;
 }
 
-/* Change small pages at va, n of them at most, all of one table; how many that were. */
+/* Small pages that are looked at and changed in one piece. */
+#define BLOCK 8
+
+/* Change flags other than P, RW and NX in a block of entries, if each needs no more than bits set and cleared; false: one
+ * does, and nothing was done.  With P none does.  Without it, the address is turned over as long as there is any flag,
+ * which NX is, and G is lost (section 1). */
+static bool change_block(uint64_t *entries, uint64_t set, uint64_t clear, uint64_t *differ)
+{
+    typedef uint64_t pair __attribute__((vector_size(16), aligned(8), may_alias));
+    pair *block = (pair *)(void *)entries;
+    pair plain = {1, 1};
+    pair other = {0, 0};
+
+    for (unsigned i = 0; i < BLOCK / 2; i++)
+        plain &= block[i] | (block[i] >> 63 & ~((block[i] | set) >> 8));
+    if (!(plain[0] & plain[1]))
+        return false;
+    for (unsigned i = 0; i < BLOCK / 2; i++) {
+        const pair raw = (block[i] & ~clear) | set;
+        other |= raw ^ block[i];
+        block[i] = raw;
+    }
+    *differ |= other[0] | other[1];
+    return true;
+}
+
+/* Change small pages at va, n of them at most, all of one table, up to an empty entry; how many that were. */
 static uint64_t change_small_pages(struct run *run, const struct rmpc_walk *walk, uint64_t va, uint64_t n)
 {
-    const uint64_t set = run->set;
-    const uint64_t clear = run->clear;
     uint64_t *entry = walk->entry;
     uint64_t differ = 0;
+    uint64_t i = 0;
     bool plain;
 
     n = together(run, entry, va, n);
     /* there is no W^X to detect, nor anything to protect(), which is the image's alone */
-    plain = !((set | clear) & (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX)) &&
+    plain = !((run->set | run->clear) & (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX)) &&
             (!run->dmap->config.image.text || (run->check_aliases && n > 1));
-    for (uint64_t i = 0; i < n; i++) {
-        if (plain && (entry[i] & RMPC_PTE_P)) { /* without P the address may turn over (section 1) */
-            const uint64_t raw = (entry[i] & ~clear) | set;
-            differ |= raw ^ entry[i];
-            entry[i] = raw;
-        } else {
-            change_small(run, walk, &entry[i], va + (i << RMPC_PAGE_SHIFT));
+    while (i < n && entry[i]) {
+        if (plain && n - i >= BLOCK && change_block(&entry[i], run->set, run->clear, &differ)) {
+            i += BLOCK;
+            continue;
         }
+        change_small(run, walk, &entry[i], va + (i << RMPC_PAGE_SHIFT));
+        i++;
     }
     run->changed = run->changed || differ;
-    return n;
+    return i;
 }
 
 /* Pages at va, of `pages`, that the empty slot above level 1 around va stands for; 1 for one of level 1. */

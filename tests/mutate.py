@@ -331,7 +331,7 @@ MUTATIONS = (
         SET,
     ),
     mutation("§4.1 a zero entry is a hole", CPA, "if (!walk.entry || !*walk.entry)", "if (!walk.entry)", CHANGE),
-    mutation("§4.1 a zero entry among others is one", CPA, "while (i < n && entry[i])\n", "while (i < n)\n", SET),
+    mutation("§4.1 a zero entry among others is one", CPA, "while (i < n && entry[i]) {\n", "while (i < n) {\n", SET),
     mutation(
         "§4.1 the direct map may have holes",
         CPA,
@@ -388,10 +388,32 @@ MUTATIONS = (
     mutation(
         "§1 an address without P may turn over, among many pages",
         CPA,
-        "if (plain && (entry[i] & RMPC_PTE_P))",
-        "if (plain)",
+        "block[i] >> 63 & ~((block[i] | set) >> 8)",
+        "1 & ~((block[i] | set) >> 8)",
         SET,
     ),
+    mutation(
+        "§1 G is lost without P, among many pages",
+        CPA,
+        "block[i] >> 63 & ~((block[i] | set) >> 8)",
+        "block[i] >> 63",
+        SET,
+    ),
+    mutation(
+        "§1 G is not given without P, among many pages",
+        CPA,
+        "~((block[i] | set) >> 8)",
+        "~(block[i] >> 8)",
+        SET,
+    ),
+    mutation(
+        "§4.2 each of many pages is looked at",
+        CPA,
+        "if (!(plain[0] & plain[1]))",
+        "if (!plain[0])",
+        SET,
+    ),
+    mutation("§4.2 a flush for any of many pages", CPA, "*differ |= other[0] | other[1];", "*differ |= other[1];", SET),
     mutation(
         "§1 addresses of many pages are inverted with P",
         CPA,

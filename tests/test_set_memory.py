@@ -599,6 +599,50 @@ def test_an_image_frame_among_others(backend: str, frames: tuple[int, ...]) -> N
     assert marked == [frame for frame in frames if 0x1000 <= frame < 0x2400]
 
 
+# kinds of entries that do not take a change as a booted page's does, by their flags; None: an empty entry
+MIXED = (GONE, FULL, NX | G | A, A | D, None, SOFTW1, BARE)
+
+
+@pytest.mark.parametrize("map_", [SMALL, IMAGE], ids=["no image", "image"])
+@pytest.mark.parametrize(("name", "kernel", "set_", "clear", "args"), [row for row in ROWS if "crypted" not in row[0]])
+def test_many_pages(
+    backend: str, map_: MachineMap, name: str, kernel: str, set_: int, clear: int, args: dict[str, int]
+) -> None:
+    """§4.2, §7: of a whole table's pages each is changed as if it were alone, whichever are beside it: present, gone
+    with and without a flag that stays, and holes, at all distances from one another's and from the table's ends."""
+    before = dict.fromkeys(range(0x400, 0x600), SMALL_LEAF) | {0x400 + 9 * i: MIXED[i % len(MIXED)] for i in range(57)}
+    first = small_pages(backend, map_, kernel=kernel)
+    rows = {(0, 1, pfn << 12): 0 if flags is None else entry(pfn << 12, flags) for pfn, flags in before.items()}
+    host = continued(first, with_leaves(first.state(), rows))
+    assert host.call(name, pfn=0x401, pages=0x1FE, **args) == 0
+    found = leaves(host.state())
+    for pfn, flags in before.items():
+        if 0x401 <= pfn < 0x5FF and flags is not None:
+            flags = after(flags, set_, clear)
+        assert found.get((1, pfn << 12)) == (None if flags is None else entry(pfn << 12, flags)), hex(pfn)
+    touched = [(pfn, flags) for pfn, flags in before.items() if 0x401 <= pfn < 0x5FF and flags is not None]
+    events = host.events()
+    changes = any(flags != after(flags, set_, clear) for _, flags in touched)
+    assert events.count(FLUSH_ALL) == changes * (2 if name == "_set_memory_wc" else 1)
+    assert [(event.a, event.b, event.c) for event in events if event.kind == EventKind.W_AND_X] == [
+        (va(pfn), flags, new)
+        for pfn, flags in touched
+        for new in [flags & ~clear | set_]
+        if (flags ^ new) & (RW | NX) and new & (RW | NX) == RW
+    ]
+
+
+@pytest.mark.parametrize("at", range(24))
+def test_one_of_many_pages_differs(backend: str, at: int) -> None:
+    """§4.6: which one it is decides nothing: what was changed is flushed."""
+    host = small_pages(backend, flags={pfn: SMALL_LEAF | SOFTW1 for pfn in range(0x410, 0x428) if pfn != 0x410 + at})
+    assert host.call("change_page_attr_set", pfn=0x410, pages=24, mask=SOFTW1) == 0
+    assert host.leaf(0x410 + at) == (1, (0x410 + at) << 12 | SMALL_LEAF | SOFTW1)
+    assert host.events() == [Event(EventKind.FLUSH_PAGES, a=va(0x410), b=24)]
+    assert host.call("change_page_attr_set", pfn=0x410, pages=24, mask=SOFTW1) == 0
+    assert host.events() == []
+
+
 @pytest.mark.parametrize("image", [True, False])
 def test_a_page_that_loses_its_last_flag(backend: str, image: bool) -> None:
     """§1: without P a frame is stored inverted, but as it is where no flag is left, and the next change reads that so.
