@@ -125,12 +125,16 @@ static void update_2m(const struct place *place, struct rmpc_rmp_entry new, bool
         store_entry(&place->entry[i], other);
 }
 
-static bool others_assigned(const struct rmpc_rmp_entry *head)
+/* Is any entry of the region, which is ours, assigned but the first?  The first one's subpage count says so as long as it
+ * can be trusted. */
+static bool others_assigned(const struct rmpc_rmp *rmp, const struct place *place)
 {
     uint64_t any = 0;
 
+    if (rmp->hardware.subpage_count && place->word && !(__atomic_load_n(place->word, __ATOMIC_RELAXED) & WORD_RAW))
+        return load_quad(&place->head->lo) & RMPC_RMP_SUBPAGE_COUNT;
     for (uint64_t i = 1; i < RMPC_REGION_FRAMES; i++)
-        any |= head[i].lo;
+        any |= place->head[i].lo;
     return any & RMPC_RMP_ASSIGNED;
 }
 
@@ -160,7 +164,7 @@ static uint32_t refuse_update(const struct rmpc_rmp *rmp, const struct place *pl
             return RMPC_CODE_FAIL_OVERLAP;
         if (inner && (head & RMPC_RMP_ASSIGNED) && (head & RMPC_RMP_SIZE_2M)) /* row 8b */
             return rmp->hardware.overlap_inner;
-    } else if (!(head & RMPC_RMP_SIZE_2M) && others_assigned(place->head)) { /* row 9 */
+    } else if (!(head & RMPC_RMP_SIZE_2M) && others_assigned(rmp, place)) { /* row 9 */
         return RMPC_CODE_FAIL_OVERLAP;
     }
     return RMPC_CODE_SUCCESS;

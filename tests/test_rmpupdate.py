@@ -288,6 +288,15 @@ def test_row_9_assigned_page_in_the_region(backend: str, other: int, args: dict[
     assert host.update(0x200, size=1, **args) == SUCCESS
 
 
+def test_row_9_without_counts(backend: str) -> None:
+    """rmp §2.2 row 9: so do they where nothing is counted."""
+    host = Host(backend, SNP, switches={"subpage_count": 0})
+    host.assign(0x201)
+    assert host.update(0x200, assigned=1, size=1, asid=5) == FAIL_OVERLAP
+    assert host.update(0x201) == SUCCESS
+    assert host.update(0x200, assigned=1, size=1, asid=5) == SUCCESS
+
+
 def test_row_9_looks_at_the_entries_themselves(backend: str) -> None:
     """rmp §2.2 row 9: the assigned bits of the 511 others decide, not the count in the aligned entry."""
     host = Host(backend, SNP)
