@@ -100,7 +100,8 @@ static int add_rmp(struct bench *b)
     if (!b->words || rmpc_hardware_init(&hardware, RMPC_PART_MILAN) != RMPC_OK ||
         rmpc_rmp_init(&b->rmp, &msrs, &b->mem, &hardware, 0, &b->segment, b->words) != RMPC_OK)
         return 0;
-    b->host = (struct rmpc_host){.dmap = &b->dmap, .rmp = &b->rmp, .cpu = &b->cpu};
+    b->host = (struct rmpc_host){
+        .dmap = &b->dmap, .rmp = &b->rmp, .cpu = &b->cpu, .memory = &b->memory, .memory_count = 1};
     b->entries = b->segment.entries;
     return 1;
 }

@@ -2,7 +2,8 @@
 #include "rmpcore/op.h"
 
 /* Fields beside flags that an op uses.  MAPPED: addr and count are frames of the direct map (or, with the flag high,
- * of the high mapping). */
+ * of the high mapping).  And what to fetch ahead of it: the RMP entry of frame addr, or of the frame that address addr
+ * is in (BYTES), and the frame's leaf. */
 enum field {
     LEVEL = 1,
     ID = 2,
@@ -13,8 +14,12 @@ enum field {
     VA = 64,
     RCX = 128,
     RDX = 256,
-    CPA = ADDR | COUNT | LEVEL,
-    TRANSLATED = VA | ADDR | GPA | LEVEL | ID
+    BYTES = 512,
+    ENTRY = 1024,
+    LEAF = 2048,
+    PAGE = ADDR | ENTRY | LEAF,
+    CPA = ADDR | COUNT | LEVEL | LEAF,
+    TRANSLATED = VA | ADDR | BYTES | ENTRY | GPA | LEVEL | ID
 };
 
 /* Which kernel has the op. */
@@ -28,26 +33,27 @@ static const struct {
     enum need need;
     uint32_t mode;
 } specs[RMPC_OP_END] = {
-    [RMPC_OP_INSN_RMPUPDATE] = {"RMPUPDATE", ADDR | GPA | ID | COUNT,
+    [RMPC_OP_INSN_RMPUPDATE] = {"RMPUPDATE", ADDR | GPA | ID | COUNT | BYTES | ENTRY,
                                 RMPC_OP_ASSIGNED | RMPC_OP_SIZE_2M | RMPC_OP_IMMUTABLE | RMPC_OP_GUEST | RMPC_OP_USER,
                                 ANY, 0},
     [RMPC_OP_INSN_PSMASH] = {"PSMASH", ADDR, RMPC_OP_GUEST | RMPC_OP_USER, ANY, 0},
-    [RMPC_OP_INSN_RMPREAD] = {"RMPREAD", ADDR, RMPC_OP_GUEST | RMPC_OP_USER, ANY, 0},
-    [RMPC_OP_RMPUPDATE] = {"rmpupdate", ADDR | GPA | ID, RMPC_OP_ASSIGNED | RMPC_OP_SIZE_2M | RMPC_OP_IMMUTABLE,
+    [RMPC_OP_INSN_RMPREAD] = {"RMPREAD", ADDR | BYTES | ENTRY, RMPC_OP_GUEST | RMPC_OP_USER, ANY, 0},
+    [RMPC_OP_RMPUPDATE] = {"rmpupdate", PAGE | GPA | ID, RMPC_OP_ASSIGNED | RMPC_OP_SIZE_2M | RMPC_OP_IMMUTABLE,
                            SNP_HOST, 0},
-    [RMPC_OP_RMP_MAKE_PRIVATE] = {"rmp_make_private", ADDR | GPA | LEVEL | ID, RMPC_OP_IMMUTABLE, SNP_HOST, 0},
-    [RMPC_OP_RMP_MAKE_FIRMWARE] = {"rmp_make_firmware", ADDR | LEVEL, 0, SNP_HOST, 0},
-    [RMPC_OP_RMP_MAKE_SHARED] = {"rmp_make_shared", ADDR | LEVEL, 0, SNP_HOST, 0},
-    [RMPC_OP_PSMASH] = {"psmash", ADDR, 0, SNP_HOST, 0},
-    [RMPC_OP_SNP_LOOKUP_RMPENTRY] = {"snp_lookup_rmpentry", ADDR, 0, SNP_HOST, 0},
-    [RMPC_OP_ADJUST_DIRECT_MAP] = {"adjust_direct_map", ADDR | LEVEL, 0, SNP_HOST, 0},
+    [RMPC_OP_RMP_MAKE_PRIVATE] = {"rmp_make_private", PAGE | GPA | LEVEL | ID, RMPC_OP_IMMUTABLE, SNP_HOST, 0},
+    [RMPC_OP_RMP_MAKE_FIRMWARE] = {"rmp_make_firmware", PAGE | LEVEL, 0, SNP_HOST, 0},
+    [RMPC_OP_RMP_MAKE_SHARED] = {"rmp_make_shared", PAGE | LEVEL, 0, SNP_HOST, 0},
+    [RMPC_OP_PSMASH] = {"psmash", ADDR | ENTRY, 0, SNP_HOST, 0},
+    [RMPC_OP_SNP_LOOKUP_RMPENTRY] = {"snp_lookup_rmpentry", ADDR | ENTRY, 0, SNP_HOST, 0},
+    [RMPC_OP_ADJUST_DIRECT_MAP] = {"adjust_direct_map", ADDR | LEVEL | LEAF, 0, SNP_HOST, 0},
     [RMPC_OP_DUMP_RMPENTRY] = {"dump_rmpentry", ADDR, 0, SNP_HOST, 0},
     [RMPC_OP_SNP_LEAK_PAGES] = {"snp_leak_pages", ADDR | COUNT, 0, SNP_HOST, 0},
-    [RMPC_OP_LOOKUP] = {"lookup", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_LOOKUP] = {"lookup", ADDR | MAPPED | LEAF, 0, ANY, 0},
     [RMPC_OP_SET_MEMORY_4K] = {"set_memory_4k", CPA, RMPC_OP_HIGH, ANY, 0},
-    [RMPC_OP_SET_DIRECT_MAP_INVALID_NOFLUSH] = {"set_direct_map_invalid_noflush", ADDR | MAPPED, 0, ANY, 0},
-    [RMPC_OP_SET_DIRECT_MAP_DEFAULT_NOFLUSH] = {"set_direct_map_default_noflush", ADDR | MAPPED, 0, ANY, 0},
-    [RMPC_OP_SET_DIRECT_MAP_VALID_NOFLUSH] = {"set_direct_map_valid_noflush", ADDR | MAPPED | COUNT, RMPC_OP_VALID, SET_VALID, 0},
+    [RMPC_OP_SET_DIRECT_MAP_INVALID_NOFLUSH] = {"set_direct_map_invalid_noflush", ADDR | MAPPED | LEAF, 0, ANY, 0},
+    [RMPC_OP_SET_DIRECT_MAP_DEFAULT_NOFLUSH] = {"set_direct_map_default_noflush", ADDR | MAPPED | LEAF, 0, ANY, 0},
+    [RMPC_OP_SET_DIRECT_MAP_VALID_NOFLUSH] = {"set_direct_map_valid_noflush", ADDR | MAPPED | COUNT | LEAF,
+                                              RMPC_OP_VALID, SET_VALID, 0},
     [RMPC_OP_INJECT] = {"inject", ID | COUNT, 0, ANY, 0},
     [RMPC_OP_FAIL_ALLOC] = {"fail_alloc", ADDR | COUNT, 0, ANY, 0},
     [RMPC_OP_SET_MEMORY_RO] = {"set_memory_ro", CPA, RMPC_OP_HIGH, ANY, 0},
@@ -77,8 +83,8 @@ static const struct {
     [RMPC_OP_VMEXIT] = {"VMEXIT", ADDR, 0, ANY, 0},
     [RMPC_OP_ACCESS] = {"access", TRANSLATED, RMPC_OP_USER, ANY,
                         RMPC_MODE_WHO | RMPC_MODE_ACCESS | RMPC_MODE_VMPL | RMPC_MODE_C},
-    [RMPC_OP_HOST_READ] = {"host_read", ADDR | MAPPED, 0, ANY, 0},
-    [RMPC_OP_HOST_WRITE] = {"host_write", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_HOST_READ] = {"host_read", PAGE | MAPPED, 0, ANY, 0},
+    [RMPC_OP_HOST_WRITE] = {"host_write", PAGE | MAPPED, 0, ANY, 0},
     [RMPC_OP_SNP_INIT] = {"SNP_INIT", ADDR | COUNT, 0, ANY, 0},
     [RMPC_OP_SNP_SHUTDOWN] = {"SNP_SHUTDOWN", 0, 0, ANY, RMPC_MODE_IOMMU},
     [RMPC_OP_SNP_GCTX_CREATE] = {"SNP_GCTX_CREATE", ADDR, 0, ANY, 0},
@@ -95,8 +101,8 @@ static const struct {
     [RMPC_OP_RMP_MARK_PAGES_FIRMWARE] = {"rmp_mark_pages_firmware", ADDR | COUNT, 0, SNP_HOST, 0},
     [RMPC_OP_SNP_RECLAIM_PAGES] = {"snp_reclaim_pages", ADDR | COUNT, 0, SNP_HOST, 0},
     [RMPC_OP_PAGE_STATE] = {"page_state", ADDR, 0, ANY, 0},
-    [RMPC_OP_KVM_READ_GUEST] = {"kvm_read_guest", ADDR | MAPPED, 0, ANY, 0},
-    [RMPC_OP_KVM_WRITE_GUEST] = {"kvm_write_guest", ADDR | MAPPED, 0, ANY, 0},
+    [RMPC_OP_KVM_READ_GUEST] = {"kvm_read_guest", PAGE | MAPPED, 0, ANY, 0},
+    [RMPC_OP_KVM_WRITE_GUEST] = {"kvm_write_guest", PAGE | MAPPED, 0, ANY, 0},
 };
 
 const char *rmpc_op_name(unsigned op)
@@ -562,34 +568,23 @@ void rmpc_machine_apply(struct rmpc_machine *machine, const struct rmpc_op *op, 
     *result = done;
 }
 
-/* Fetch what an op on the RMP will need.  Ops on frames have the frame where others have its address. */
+/* Fetch what an op will need. */
 __attribute__((always_inline)) static inline void prefetch(const struct rmpc_machine *machine, const struct rmpc_op *op)
 {
-    if (!machine->host.rmp)
-        return;
-    switch (op->op) {
-    case RMPC_OP_INSN_RMPUPDATE:
-    case RMPC_OP_INSN_PVALIDATE:
-    case RMPC_OP_INSN_RMPADJUST:
-    case RMPC_OP_ACCESS:
-        rmpc_rmp_prefetch(machine->host.rmp, op->addr >> RMPC_PAGE_SHIFT);
-        break;
-    case RMPC_OP_RMPUPDATE:
-    case RMPC_OP_RMP_MAKE_PRIVATE:
-    case RMPC_OP_RMP_MAKE_SHARED:
-    case RMPC_OP_HOST_WRITE:
-    case RMPC_OP_KVM_WRITE_GUEST:
-        rmpc_rmp_prefetch(machine->host.rmp, op->addr);
-        break;
-    default:
-        break;
-    }
+    const struct rmpc_dmap *dmap = machine->host.dmap;
+    const unsigned fields = op->op < RMPC_OP_END ? specs[op->op].fields : 0;
+    const uint64_t pfn = fields & BYTES ? op->addr >> RMPC_PAGE_SHIFT : op->addr;
+
+    if (fields & LEAF)
+        __builtin_prefetch(rmpc_dmap_lookup(dmap, rmpc_dmap_address(dmap, pfn)).entry, 1);
+    if ((fields & ENTRY) && machine->host.rmp)
+        rmpc_rmp_prefetch(machine->host.rmp, pfn);
 }
 
 void rmpc_machine_run(struct rmpc_machine *machine, const struct rmpc_op *ops, size_t count,
                       struct rmpc_result *results)
 {
-    const size_t ahead = 8; /* ops: time enough to fetch what each of them needs of the RMP */
+    const size_t ahead = 8; /* ops: time enough to fetch what each of them needs */
 
     for (size_t i = 0; i < count; i++) {
         if (i + ahead < count)
