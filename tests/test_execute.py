@@ -459,13 +459,20 @@ def test_rows_before_the_walk(backend: str, name: str, registers: Registers, vmp
         {"cpu": Cpu(asid=5, vmpl=255)},
         {"cpu": GUEST, "page": Page(PA, GPA, 0)},
         {"cpu": GUEST, "page": Page(PA, GPA, 4)},
+        {"cpu": GUEST, "page": Page(1 << 64, GPA, 1)},
+        {"cpu": GUEST, "page": Page(PA, -1, 1)},
+        {"cpu": Cpu(asid=1 << 32)},
+        {"cpu": Cpu(asid=-1)},
+        *({"registers": Registers(**{name: value})} for name in Registers._fields for value in (1 << 64, -1)),
     ],
 )
 def test_what_no_machine_has(backend: str, args: dict[str, Any]) -> None:
-    """A VMPL or a level that does not exist is an error of the caller."""
+    """A VMPL or a level that does not exist, or a number that is too wide, is an error of the caller."""
     host = host_of(backend)
+    before = host.machine.state()
     with pytest.raises(ValueError):
-        execute(host, OPCODES["PVALIDATE"], registers=Registers(rdx=1), **args)
+        execute(host, OPCODES["PVALIDATE"], **({"registers": Registers(rdx=1)} | args))
+    assert host.machine.state() == before
 
 
 @pytest.mark.parametrize("length", [0, 8, 15, 17])

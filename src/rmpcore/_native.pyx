@@ -673,6 +673,11 @@ cdef class NativeMachine:
             raise ValueError(f"there is no VMPL {cpu.vmpl}")
         if page is not None and page.level not in (1, 2, 3):
             raise ValueError(f"{page.level} is no level of a nested mapping")
+        for value in (*registers, *(page[:2] if page is not None else ())):
+            if not 0 <= value < 1 << 64:
+                raise ValueError(f"{value:#x} does not fit into a register")
+        if not 0 <= cpu.asid < 1 << 32:
+            raise ValueError(f"there is no ASID {cpu.asid:#x}")
         r = rmpc_registers(registers.rax, registers.rcx, registers.rdx, registers.rip, registers.rflags)
         around.operand = NULL
         around.page = NULL

@@ -88,8 +88,8 @@ class MachineLike(Protocol):
         """Decode one instruction and do it, if it is one of the six (see :mod:`rmpcore.cpu`).
 
         operand: the 16 bytes where RCX points, for RMPUPDATE; page: what rAX is translated to, for guest instructions;
-        None: the translation fails, so the instruction raises #PF.  Raises ValueError for an operand, a VMPL or a
-        level that no machine has."""
+        None: the translation fails, so the instruction raises #PF.  Raises ValueError for an operand, a VMPL, a level
+        or a number that no machine has: registers and addresses have 64 bits, ASIDs 32."""
 
     def state(self) -> State:
         """Everything that an op can change, as it is now."""

@@ -75,7 +75,7 @@ class Emulator:
     def execute(
         self, code: bytes, registers: Registers, cpu: Cpu, operand: bytes | None, page: Page | None
     ) -> Executed:
-        self._check(cpu, operand, page)
+        self._check(registers, cpu, operand, page)
         decoded = decode(code, cpu.mode)
         if decoded is None:
             return Executed(None, 0, Result(0), registers)
@@ -86,7 +86,7 @@ class Emulator:
         after = _registers(decoded, registers, cpu, result)
         return Executed(decoded.name, decoded.length, result, after, _memory(decoded, result))
 
-    def _check(self, cpu: Cpu, operand: bytes | None, page: Page | None) -> None:
+    def _check(self, registers: Registers, cpu: Cpu, operand: bytes | None, page: Page | None) -> None:
         if cpu.mode not in MODES:
             raise ValueError(f"mode is {cpu.mode}, not 16, 32 or 64")
         if not 0 <= cpu.vmpl < self._hardware.vmpls:
@@ -95,6 +95,14 @@ class Emulator:
             raise ValueError(f"the operand has {len(operand)} bytes, not {OPERAND_SIZE}")
         if page is not None and page.level not in LEVELS:
             raise ValueError(f"the page's level is {page.level}, not 1, 2 or 3")
+        quadwords = registers._asdict()
+        if page is not None:
+            quadwords |= {"page.pa": page.pa, "page.gpa": page.gpa}
+        for name, value in quadwords.items():
+            if field(value, 63, 0) != value:
+                raise ValueError(f"{name} is {value:#x}, not a value of 64 bits")
+        if field(cpu.asid, 31, 0) != cpu.asid:
+            raise ValueError(f"ASID is {cpu.asid:#x}, not a value of 32 bits")
 
     def _do(self, decoded: Decoded, registers: Registers, cpu: Cpu, operand: bytes | None, page: Page | None) -> Result:
         # Real and virtual-8086 mode; then what needs 64-bit mode.
