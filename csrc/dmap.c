@@ -169,28 +169,8 @@ enum rmpc_status rmpc_dmap_add_mapped(struct rmpc_dmap *dmap, uint64_t start, ui
 
 struct rmpc_walk rmpc_walk_anywhere(const struct rmpc_dmap *dmap, uint64_t va, int stop_level)
 {
-    struct rmpc_walk walk = {NULL, 0, false, false};
-    uint64_t pointer = dmap->root;
-    uint64_t all = RMPC_PTE_RW; /* flags at all levels above, and at any of them */
-    uint64_t any = 0;
-
-    for (int level = dmap->config.levels; level >= 1; level--) {
-        uint64_t *table = rmpc_table_at(dmap, pointer);
-        uint64_t *entry;
-
-        if (!table)
-            return walk;
-        entry = &table[rmpc_table_index(va, level)];
-        if (level == stop_level || !rmpc_pte_is_table(*entry, level)) {
-            if (level == 1 || *entry)
-                walk = (struct rmpc_walk){entry, level, (all & RMPC_PTE_RW) != 0, (any & RMPC_PTE_NX) != 0};
-            return walk;
-        }
-        pointer = *entry;
-        all &= pointer;
-        any |= pointer;
-    }
-    return walk;
+    return dmap->config.levels == 4 ? rmpc_walk_with(dmap, va, stop_level, 4, true)
+                                    : rmpc_walk_with(dmap, va, stop_level, 5, true);
 }
 
 struct rmpc_walk rmpc_dmap_lookup(const struct rmpc_dmap *dmap, uint64_t va)

@@ -22,40 +22,50 @@ static inline unsigned rmpc_table_index(uint64_t va, int level)
     return (unsigned)(va >> (12 + 9 * (level - 1))) % TABLE_ENTRIES;
 }
 
-/* Walk the tables for an address, down to the leaf, or to the entry of stop_level if that comes first. */
+/* A walk as below, whose tables may lie in any range of memory. */
 struct rmpc_walk rmpc_walk_anywhere(const struct rmpc_dmap *dmap, uint64_t va, int stop_level);
 
-/* The same, fast where all tables lie at home.  levels is a constant, so that no loop is left. */
-__attribute__((always_inline)) static inline struct rmpc_walk rmpc_walk_home(const struct rmpc_dmap *dmap, uint64_t va,
-                                                                             int stop_level, const int levels)
+/* Walk the tables for an address, down to the leaf, or to the entry of stop_level if that comes first.  levels and anywhere
+ * are constants, so that no loop is left.  Not anywhere: at a table outside the home range the walk starts again. */
+__attribute__((always_inline)) static inline struct rmpc_walk rmpc_walk_with(const struct rmpc_dmap *dmap, uint64_t va,
+                                                                             int stop_level, const int levels,
+                                                                             const bool anywhere)
 {
     const uint64_t mask = RMPC_PTE_ADDRESS & ~dmap->config.c_bit;
-    uint64_t all = RMPC_PTE_RW;
+    uint64_t all = RMPC_PTE_RW; /* flags at all levels above, and at any of them */
     uint64_t any = 0;
     uint64_t raw = dmap->root;
 
     for (int level = levels; level >= 1; level--) {
         const uint64_t offset = (raw & mask) - dmap->home.base;
+        uint64_t *table;
         uint64_t *entry;
 
-        if (offset >= dmap->home.size)
+        if (offset < dmap->home.size)
+            table = (uint64_t *)(void *)((uint8_t *)dmap->home.host + offset);
+        else if (!anywhere)
+            return rmpc_walk_anywhere(dmap, va, stop_level);
+        else
+            table = rmpc_mem_at(dmap->mem, raw & mask, RMPC_PAGE_SIZE);
+        if (anywhere && !table)
             break;
-        entry = (uint64_t *)(void *)((uint8_t *)dmap->home.host + offset) + rmpc_table_index(va, level);
+        entry = table + rmpc_table_index(va, level);
         raw = *entry;
         if (level == stop_level || !rmpc_pte_is_table(raw, level)) {
             if (level > 1 && !raw)
-                return (struct rmpc_walk){NULL, 0, false, false};
+                break;
             return (struct rmpc_walk){entry, level, (all & RMPC_PTE_RW) != 0, (any & RMPC_PTE_NX) != 0};
         }
         all &= raw;
         any |= raw;
     }
-    return rmpc_walk_anywhere(dmap, va, stop_level);
+    return (struct rmpc_walk){NULL, 0, false, false};
 }
 
 static inline struct rmpc_walk rmpc_walk_to(const struct rmpc_dmap *dmap, uint64_t va, int stop_level)
 {
-    return dmap->config.levels == 4 ? rmpc_walk_home(dmap, va, stop_level, 4) : rmpc_walk_home(dmap, va, stop_level, 5);
+    return dmap->config.levels == 4 ? rmpc_walk_with(dmap, va, stop_level, 4, false)
+                                    : rmpc_walk_with(dmap, va, stop_level, 5, false);
 }
 
 /* Fill a table with entries whose numbers, from 0 on, are ORed to the first one at bit `shift`.  One sum for four stores:
