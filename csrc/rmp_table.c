@@ -384,6 +384,44 @@ void rmpc_rmp_touch(struct rmpc_rmp *rmp, uint64_t pfn)
     distrust(rmp);
 }
 
+/* Is a region's subpage count, stored in its first entry, what its entries say (section 1.2)?  A 2M entry has none, and
+ * the others below it are assigned. */
+static bool is_counted(const struct rmpc_rmp_entry *head, uint64_t entries)
+{
+    const uint64_t large = RMPC_RMP_ASSIGNED | RMPC_RMP_SIZE_2M;
+    const uint64_t stored = rmpc_rmp_subpages(*head);
+    uint64_t count = 0;
+
+    for (uint64_t i = 1; i < entries; i++)
+        count += head[i].lo & RMPC_RMP_ASSIGNED;
+    if ((head->lo & large) == large)
+        return !stored && count == RMPC_REGION_FRAMES - 1;
+    return stored == count;
+}
+
+void rmpc_rmp_recount(struct rmpc_rmp *rmp)
+{
+    if (!rmp->hardware.subpage_count)
+        return;
+    rmp->raw = false;
+    for (uint64_t i = 0; i < rmp->count; i++) {
+        const struct rmpc_rmp_segment *segment = &rmp->segments[i];
+
+        for (uint64_t start = 0; segment->regions && start < segment->frames; start += RMPC_REGION_FRAMES) {
+            const uint64_t left = segment->frames - start;
+            uint32_t *word = &segment->regions[start / RMPC_REGION_FRAMES];
+
+            if (!(*word & WORD_RAW))
+                continue;
+            if (is_counted(&segment->entries[start], left < RMPC_REGION_FRAMES ? left : RMPC_REGION_FRAMES))
+                *word &= ~(uint32_t)WORD_RAW;
+            else
+                rmp->raw = true;
+        }
+    }
+    rmpc_set_quick(rmp);
+}
+
 /* The first entry of [offset, segment->frames) that is not zero; segment->frames if there is none. */
 static uint64_t next_in_segment(const struct rmpc_rmp_segment *segment, uint64_t offset)
 {

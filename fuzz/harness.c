@@ -1660,6 +1660,8 @@ static void table(struct input *in)
         case 6:
             rmpc_rmp_is_own(&rmp, pfn);
             rmpc_rmp_is_hypervisors(&rmp, pfn, what);
+            if (what & 8)
+                rmpc_rmp_recount(&rmp);
             break;
         default:
             REQUIRE(rmpc_rmp_host_may_write(&rmp, pfn, 1 + what % 3) ==

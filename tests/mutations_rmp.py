@@ -168,6 +168,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return load_quad(&place->head->lo) & (RMPC_RMP_SUBPAGE_COUNT | RMPC_RMP_ASSIGNED);",
         UPDATE,
     ),
+    mutation(
+        "rmp §1.2 a count by hand is trusted if right", TABLE, "    return stored == count;", "    return 1;", CASES
+    ),
+    mutation(
+        "rmp §1.2 counts by hand, and the switch",
+        TABLE,
+        "    if (!rmp->hardware.subpage_count)\n        return;\n    rmp->raw",
+        "    rmp->raw",
+        CASES,
+    ),
     mutation("rmp §1.2 the count goes up", INSN, "count += count < RMPC_REGION_FRAMES - 1;", "count += 0;", UPDATE),
     mutation("rmp §1.2 the count goes down", INSN, "count -= count > 0;", "count -= 0;", UPDATE),
     mutation("rmp §1.2 the head keeps its count", INSN, "new.lo |= old.lo & RMPC_RMP_SUBPAGE_COUNT;", "", UPDATE),

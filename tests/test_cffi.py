@@ -1333,6 +1333,72 @@ def test_what_writes_may_pass_by(library: Library) -> None:
     assert found() == small
 
 
+ONE, TWO_MIB = 1, 1 | 1 << 1  # assigned, of 4K and of 2M
+
+
+@calls("rmpc_rmp_recount", "rmpc_rmp_set", "rmpc_rmp_touch")
+@pytest.mark.parametrize(
+    ("entries", "right"),
+    [
+        ({}, True),
+        ({0x800: 0}, True),
+        ({0x800: ONE}, True),
+        ({0x800: 1 << 3, 0x801: ONE}, True),
+        ({0x800: 1 << 3 | ONE, 0x9FF: ONE}, True),
+        ({0x800: 511 << 3} | dict.fromkeys(range(0x801, 0xA00), ONE), True),
+        ({0x800: TWO_MIB} | dict.fromkeys(range(0x801, 0xA00), ONE), True),
+        ({0x800: 1 << 3}, False),
+        ({0x801: ONE}, False),
+        ({0x9FF: ONE}, False),
+        ({0x800: 2 << 3, 0x801: ONE}, False),
+        ({0x800: 511 << 3} | dict.fromkeys(range(0x802, 0xA00), ONE), False),
+        ({0x800: TWO_MIB | 1 << 3} | dict.fromkeys(range(0x801, 0xA00), ONE), False),
+        ({0x800: TWO_MIB | 511 << 3} | dict.fromkeys(range(0x801, 0xA00), ONE), False),
+        ({0x800: TWO_MIB} | dict.fromkeys(range(0x801, 0x9FF), ONE), False),
+        ({0x800: TWO_MIB}, False),
+        ({0x800: 1 << 1, 0x801: ONE}, False),
+        ({0x800: 1 << 1 | 1 << 3, 0x801: ONE}, True),
+    ],
+)
+def test_counts_that_are_right_are_trusted_again(library: Library, entries: dict[int, int], right: bool) -> None:
+    """rmp_table.h, rmpc_rmp_recount(): only where the count is what the entries say (rmp §1.2), of each region."""
+    machine = CffiMachine(library, m.SNP)
+    rmp = machine.rmp
+    word = rmp.segments[0].regions + 0x800 // 512
+    for pfn, low in entries.items():
+        assert library.rmpc_rmp_set(rmp, pfn, (low, 0)) == library.RMPC_OK
+    # another region, which is right
+    assert library.rmpc_rmp_set(rmp, 0x400, (ONE, 0)) == library.RMPC_OK
+    assert rmp.raw
+    library.rmpc_rmp_recount(rmp)
+    assert rmp.raw != right
+    assert rmp.quick[1] == (m.SNP_COVERED if right else 0)
+    # what is trusted and what is not is judged alike: the others of the region
+    for pfn in (0x400, 0x401, 0x800, 0x801, 0x9FE, 0xA00):
+        first = pfn & ~511
+        neighbours = {0x400: ONE} | entries
+        may = not any(neighbours.get(other, 0) & ONE for other in range(first, first + 512))
+        outcome = library.rmpc_rmp_check_host_write(rmp, pfn, 2, 0)
+        assert (outcome.kind == library.RMPC_OUTCOME_ALLOWED) == may
+    library.rmpc_rmp_touch(rmp, 0x800)
+    assert rmp.raw and word[0] & 4
+    library.rmpc_rmp_recount(rmp)
+    assert bool(word[0] & 4) != right
+
+
+@calls("rmpc_rmp_recount", "rmpc_rmp_set")
+def test_without_counts_none_is_trusted(library: Library) -> None:
+    """rmp_table.h: where the switch subpage_count is off, counts stored by hand stay as they are."""
+    machine = CffiMachine(library, m.SNP, switches={"subpage_count": 0})
+    assert library.rmpc_rmp_set(machine.rmp, 0x800, (1 << 3, 0)) == library.RMPC_OK
+    assert library.rmpc_rmp_set(machine.rmp, 0x801, (ONE, 0)) == library.RMPC_OK
+    library.rmpc_rmp_recount(machine.rmp)
+    assert machine.rmp.raw
+    assert library.rmpc_rmp_set(machine.rmp, 0x801, (0, 0)) == library.RMPC_OK
+    outcome = library.rmpc_rmp_check_host_write(machine.rmp, 0x802, 2, 0)
+    assert outcome.kind == library.RMPC_OUTCOME_ALLOWED
+
+
 @calls("rmpc_rmp_measure", "rmpc_rmp_init")
 def test_words_of_many_segments(library: Library) -> None:
     """rmp_table.h: a word for each 2 MiB region, segment after segment; none where nothing is covered; frames: one past

@@ -1706,6 +1706,40 @@ def test_an_entry_stored_by_hand_stops_its_neighbours(backend: str) -> None:
     assert host.do("host_write", pfn=0x405) == Result(0, Kind.ALLOWED, 2)
 
 
+# rows of an RMP in a state, and whether neighbours in that region can be written to by a large mapping
+LOADED = [
+    ([(0x400, 1 << 3, 0), (0x433, ASSIGNED, 0)], False),
+    ([(0x433, ASSIGNED, 0)], False),
+    ([(0x400, 2 << 3, 0)], True),
+]
+
+
+@pytest.mark.parametrize(("rows", "writable"), LOADED)
+@pytest.mark.parametrize("counted", [1, 0])
+def test_counts_of_a_state(backend: str, rows: list[tuple[int, int, int]], writable: bool, counted: int) -> None:
+    """rmp §3.1, §1.2: of a state's RMP the entries say whether a page is assigned, whatever the counts are that come
+    with it; and so it is after instructions there, whether they count or not."""
+    switches = {"subpage_count": counted}
+    first = Host(backend, SNP, switches=switches)
+    # a region with a right count beside it
+    table = np.array([*rows, (0x800, 1 << 3, 0), (0x801, ASSIGNED, 0)], RMP_DTYPE)
+    host = continued(first, changed(first.state(), rmp=table), switches=switches)
+
+    def reason(pfn: int) -> int:
+        return host.do("host_write", pfn=pfn).reason
+
+    assert reason(0x405) == (Reason.NONE if writable else Reason.NEIGHBOUR)
+    assert host.update(0x400, size=1) == (SUCCESS if writable else FAIL_OVERLAP)
+    assert reason(0x805) == Reason.NEIGHBOUR
+    assert host.update(0x801) == SUCCESS
+    assert reason(0x805) == Reason.NONE
+    assert host.update(0x433) == SUCCESS
+    assert reason(0x405) == Reason.NONE
+    host.assign(0x434)
+    assert reason(0x405) == Reason.NEIGHBOUR
+    assert host.update(0x400, size=1) == FAIL_OVERLAP
+
+
 def test_a_part_without_counts_looks_at_all_entries(backend: str) -> None:
     """rmp §3.1, §1.2: a neighbour's entry stops the write also where no instruction counts subpages."""
     host = Host(backend, SNP, switches={"subpage_count": 0})

@@ -218,6 +218,11 @@ enum rmpc_status rmpc_rmp_set(struct rmpc_rmp *rmp, uint64_t pfn, struct rmpc_rm
 /* Tell the library that entries of this frame's region were written past it, in simulated memory. */
 void rmpc_rmp_touch(struct rmpc_rmp *rmp, uint64_t pfn);
 
+/* Trust the subpage counts of regions written past the checks, where they are what the region's entries say: for who has
+ * filled a table from a dump.  Until then checks of large mappings look at all entries of such a region, and those of
+ * rmpc_rmp_passes() at any region. */
+void rmpc_rmp_recount(struct rmpc_rmp *rmp);
+
 /* The next frame at or after pfn whose entry is not zero; rmp->frames if there is none.  Reads only regions that
  * were changed when the table has region words. */
 uint64_t rmpc_rmp_next_used(const struct rmpc_rmp *rmp, uint64_t pfn);

@@ -595,6 +595,7 @@ cdef class NativeMachine:
         for pfn, lo, hi in state.rmp.tolist():
             if rmpc_rmp_set(&self.rmp, pfn, rmpc_rmp_entry(lo, hi)) != RMPC_OK:
                 raise MachineError(f"state: the RMP does not cover frame {pfn:#x}")
+        rmpc_rmp_recount(&self.rmp)
         for code, count in state.inject:
             self._must(rmpc_cpu_inject(&self.cpu, code, count), "state: injected codes")
         for vmcb, vmsa, avic in state.in_use:

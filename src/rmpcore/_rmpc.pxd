@@ -131,6 +131,7 @@ cdef extern from "rmpcore/rmpcore.h" nogil:
                               uint32_t *words)
     rmpc_status rmpc_rmp_get(const rmpc_rmp *rmp, uint64_t pfn, rmpc_rmp_entry *out)
     rmpc_status rmpc_rmp_set(rmpc_rmp *rmp, uint64_t pfn, rmpc_rmp_entry entry)
+    void rmpc_rmp_recount(rmpc_rmp *rmp)
     uint64_t rmpc_rmp_next_used(const rmpc_rmp *rmp, uint64_t pfn)
 
     struct rmpc_outcome:
