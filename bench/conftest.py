@@ -95,6 +95,8 @@ def against(
         prepare()
 
     benchmark.pedantic(run, setup=both, rounds=rounds, warmup_rounds=1)
+    if benchmark.disabled:  # --benchmark-disable: once, for errors
+        return
     limits = limits[-rounds:]
     ratio = statistics.median(ran / limit for ran, limit in zip(benchmark.stats.stats.data, limits, strict=True))
     benchmark.extra_info.update(items=items, limit=statistics.median(limits), beside=beside, ratio=ratio, most=most)

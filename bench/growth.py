@@ -304,8 +304,8 @@ THREAD_OPS = 200_000
 
 
 def of_threads(count: int) -> Repeat:
-    """A machine to each thread; every one has the same to do.  Once before, for the system hands out memory to one thread
-    of a process at a time."""
+    """A machine to each thread; every one has the same to do.  Once before, for the system hands out memory to one
+    thread of a process at a time."""
     trace = mixed_trace(THREAD_OPS)
     machines = [rmpcore.Machine(host_map((FIRST_FRAME + REGIONS * REGION) * 4096)) for _ in range(count)]
     for machine in machines:

@@ -88,6 +88,31 @@ def test_threads_share_a_machine() -> None:
     assert machine.state().counters["rmpupdate"] == 4 * 50 * len(batch)
 
 
+def test_single_calls_wait_for_arrays_of_ops() -> None:
+    """Ops one by one beside arrays of them, which run without the GIL: each is counted."""
+    machine = Machine(SNP)
+    assign = ops.make_op("rmp_make_private", pfn=0x1000, gpa=0, level=1, asid=1)
+    free = ops.make_op("rmp_make_shared", pfn=0x1000, level=1)
+    batch = ops.pack_ops([assign, free] * 20_000)
+    arrays = 10
+    single = 0
+    started = threading.Event()
+
+    def work() -> None:
+        started.set()
+        for _ in range(arrays):
+            machine.run(batch)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    while thread.is_alive() or not single:
+        machine.apply(free)
+        single += 1
+    thread.join()
+    assert machine.counters()["rmpupdate"] == arrays * len(batch) + single
+
+
 def test_no_address_space_is_one_clear_error() -> None:
     """A machine larger than a process's address space is refused, not crashed on."""
     limit = rmpcore.maps.PHYSICAL_LIMIT
