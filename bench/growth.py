@@ -40,7 +40,7 @@ from rmpcore.fuzzing.maps import GIB, MIB, build_map
 from rmpcore.inputs import MAP_FORMAT, map_from_json
 from rmpcore.machine import MachineLike
 from rmpcore.maps import MachineMap
-from rmpcore.ops import OP_DTYPE, Kind, OpCode, OpFlag, format_op, unpack_ops
+from rmpcore.ops import OP_DTYPE, Kind, Op, OpCode, OpFlag, format_op, unpack_ops
 from rmpcore.plot import STYLE, PlotError, figure_file, require_plot
 from rmpcore.state import state_from_json, state_to_json
 from rmpcore.trace import Trace, read_trace, write_results
@@ -301,6 +301,15 @@ def of_splits(order: str, count: int) -> Repeat:
 
 
 THREAD_OPS = 200_000
+THREAD_CALLS = 50_000
+
+
+def calls(machine: MachineLike) -> None:
+    """Ops one by one."""
+    # an op of this thread alone, down to its numbers: without a GIL threads that use one object wait for its counter
+    op = Op(int(OpCode.lookup), addr=int(str(FIRST_FRAME)))
+    for _ in range(THREAD_CALLS):
+        machine.apply(op)
 
 
 def of_threads(count: int) -> Repeat:
@@ -311,16 +320,22 @@ def of_threads(count: int) -> Repeat:
     for machine in machines:
         machine.run(trace)
 
-    def repeat() -> Figures:
-        threads = [threading.Thread(target=machine.run, args=(trace,)) for machine in machines]
+    def rate(ops: int, work: Callable[[MachineLike], object]) -> float:
+        threads = [threading.Thread(target=work, args=(machine,)) for machine in machines]
 
-        def work() -> None:
+        def all_of_them() -> None:
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
 
-        return {"a machine each, ops/s": count * THREAD_OPS / seconds_by_the_clock(work)}
+        return count * ops / seconds_by_the_clock(all_of_them)
+
+    def repeat() -> Figures:
+        return {
+            "a machine each, ops/s": rate(THREAD_OPS, lambda machine: machine.run(trace)),
+            "a machine each, one by one, ops/s": rate(THREAD_CALLS, calls),
+        }
 
     return repeat
 

@@ -52,6 +52,7 @@ cdef class Lock:
     # needs none while nobody else has it.
     cdef cython.pymutex mutex
     cdef bint taken
+    cdef char apart[128]  # from the next machine's lock, for threads with a machine each
 
     cdef inline bint is_needed(self) noexcept:
         return not RMPC_HAS_GIL or self.taken
