@@ -27,7 +27,9 @@ bench: $(VENV)/installed
 	mkdir -p build
 	$(VENV)/bin/python -m pytest -q bench --benchmark-json=build/bench.json
 
-performance: bench
+performance: $(VENV)/installed
+	mkdir -p build
+	$(VENV)/bin/python -m pytest -q bench -m '' --benchmark-json=build/bench.json
 	$(VENV)/bin/python bench/growth.py --out build/growth.json --plot docs/growth.svg
 	$(VENV)/bin/python bench/instructions.py --out build/instructions.json
 	$(VENV)/bin/python bench/report.py write build/bench.json --instructions build/instructions.json
