@@ -68,17 +68,21 @@ static inline struct rmpc_walk rmpc_walk_to(const struct rmpc_dmap *dmap, uint64
                                     : rmpc_walk_with(dmap, va, stop_level, 5, false);
 }
 
-/* Fill a table with entries whose numbers, from 0 on, are ORed to the first one at bit `shift`.  One sum for four stores:
- * as fast as a memset, where a sum for each would take half as long again. */
+/* Fill a table with entries whose numbers, from 0 on, are ORed to the first one at bit `shift`.  As fast as a memset: one
+ * sum for four stores, where a sum for each would take half as long again, and eight cache lines under way at once. */
 static inline void rmpc_fill_table(uint64_t *table, uint64_t first, unsigned shift)
 {
     typedef uint64_t pair __attribute__((vector_size(16), may_alias));
     const uint64_t one = UINT64_C(1) << shift;
     const pair all = {first, first};
     const pair two = {2 * one, 2 * one};
+    const unsigned ahead = 64; /* entries */
     pair lanes = {0, one};
 
+    for (unsigned i = 0; i < ahead; i += 8)
+        __builtin_prefetch(&table[i], 1);
     for (unsigned i = 0; i < TABLE_ENTRIES; i += 8) {
+        __builtin_prefetch(&table[i + ahead < TABLE_ENTRIES ? i + ahead : i], 1);
         pair *to = (pair *)(void *)&table[i];
         to[0] = all | lanes;
         to[1] = all | (lanes + two);

@@ -116,13 +116,28 @@ static void update_4k(struct rmpc_rmp *rmp, const struct place *place, struct rm
     store_entry(place->entry, new);
 }
 
+/* Entries of a region in one cache line: it is written line by line. */
+#define LINE 4
+
+/* Fetch a line of the region that is written soon, so that eight are under way at once.  (Always inline: see
+ * rmpc_rmp_prefetch().)
+ *   i  the entry to be written now */
+__attribute__((always_inline)) static inline void prefetch_line(const struct rmpc_rmp_entry *head, uint64_t i)
+{
+    const uint64_t ahead = 8 * LINE;
+
+    __builtin_prefetch(&head[i + ahead < RMPC_REGION_FRAMES ? i + ahead : i], 1);
+}
+
 static void update_2m(const struct place *place, struct rmpc_rmp_entry new, bool assigned)
 {
     const struct rmpc_rmp_entry other = {assigned ? RMPC_RMP_ASSIGNED : 0, 0};
 
-    store_entry(place->entry, new);
-    for (uint64_t i = 1; i < RMPC_REGION_FRAMES; i++)
-        store_entry(&place->entry[i], other);
+    for (uint64_t i = 0; i < RMPC_REGION_FRAMES; i += LINE) {
+        prefetch_line(place->entry, i);
+        for (uint64_t j = i; j < i + LINE; j++)
+            store_entry(&place->entry[j], j ? other : new);
+    }
 }
 
 /* Is any entry of the region, which is ours, assigned but the first?  The first one's subpage count says so as long as it
@@ -247,9 +262,12 @@ static void smash(struct rmpc_rmp *rmp, const struct place *place, struct rmpc_r
     const quads rest = {old.lo & ~(RMPC_RMP_GPA | RMPC_RMP_SIZE_2M | RMPC_RMP_SUBPAGE_COUNT), old.hi};
     quads gpa = {old.lo & RMPC_RMP_GPA, 0};
 
-    for (uint64_t i = 0; i < RMPC_REGION_FRAMES; i++) {
-        store_quads(&place->entry[i], rest | (gpa & gpa_mask));
-        gpa += step;
+    for (uint64_t i = 0; i < RMPC_REGION_FRAMES; i += LINE) {
+        prefetch_line(place->entry, i);
+        for (uint64_t j = i; j < i + LINE; j++) {
+            store_quads(&place->entry[j], rest | (gpa & gpa_mask));
+            gpa += step;
+        }
     }
     if (rmp->hardware.subpage_count)
         store_quad(&place->entry->lo, place->entry->lo | RMPC_RMP_SUBPAGE_COUNT); /* all 511 of them */

@@ -52,7 +52,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "RMPC_RMP_ASSIGNED",
         CASES,
     ),
-    mutation("rmp §3.1 inline, written unchecked", TABLE, "rmp->raw = true", "(void)rmp", CASES),
+    mutation(
+        "rmp §3.1 inline, written unchecked",
+        TABLE,
+        "    rmp->raw = true;\n    rmpc_set_quick",
+        "    rmpc_set_quick",
+        CASES,
+    ),
     mutation(
         "rmp §3.1 inline, without counts", TABLE, "counted = rmp->hardware.subpage_count && ", "counted = ", CASES
     ),
