@@ -253,9 +253,9 @@ static uint64_t together(const struct run *run, const uint64_t *entry, uint64_t 
 /* Small pages that are looked at and changed in one piece. */
 #define BLOCK 8
 
-/* Change flags other than P, RW and NX in a block of entries, if each needs no more than bits set and cleared; false: one
- * does, and nothing was done.  With P none does.  Without it, the address is turned over as long as there is any flag,
- * which NX is, and G is lost (section 1). */
+/* Change flags other than P, RW and NX in a block of entries, if that takes no more than bits set and cleared; false: it
+ * does, and nothing was done.  Of entries with P it does not.  Without P, the address is turned over as long as there is
+ * any flag, which NX is, and G is lost (section 1). */
 static bool change_block(uint64_t *entries, uint64_t set, uint64_t clear, uint64_t *differ)
 {
     typedef uint64_t pair __attribute__((vector_size(16), aligned(8), may_alias));

@@ -82,8 +82,8 @@ static inline void rmpc_fill_table(uint64_t *table, uint64_t first, unsigned shi
     for (unsigned i = 0; i < ahead; i += 8)
         __builtin_prefetch(&table[i], 1);
     for (unsigned i = 0; i < TABLE_ENTRIES; i += 8) {
-        __builtin_prefetch(&table[i + ahead < TABLE_ENTRIES ? i + ahead : i], 1);
         pair *to = (pair *)(void *)&table[i];
+        __builtin_prefetch(&table[i + ahead < TABLE_ENTRIES ? i + ahead : i], 1);
         to[0] = all | lanes;
         to[1] = all | (lanes + two);
         to[2] = all | (lanes + 2 * two);
