@@ -285,9 +285,10 @@ static uint64_t change_small_pages(struct run *run, const struct rmpc_walk *walk
     bool plain;
 
     n = together(run, entry, va, n);
-    /* there is no W^X to detect, nor anything to protect(), which is the image's alone */
+    /* there is no W^X to detect, nor anything to protect(): that is for frames of the image, which together() keeps apart
+     * in a run that looks for aliases */
     plain = !((run->set | run->clear) & (RMPC_PTE_P | RMPC_PTE_RW | RMPC_PTE_NX)) &&
-            (!run->dmap->config.image.text || (run->check_aliases && n > 1));
+            (!run->dmap->config.image.text || run->check_aliases);
     while (i < n && entry[i]) {
         if (plain && n - i >= BLOCK && change_block(&entry[i], run->set, run->clear, &differ)) {
             i += BLOCK;
