@@ -81,7 +81,7 @@ static void sink(uint64_t *tables, size_t i, size_t count)
     tables[i] = pa;
 }
 
-/* Was no table page met twice?  They are sorted for that. */
+/* Was no table page met twice?  They are taken out of a heap for that, the lowest first. */
 static bool tables_differ(uint64_t *tables, size_t count)
 {
     for (size_t i = count / 2; i-- > 0;)
@@ -89,7 +89,6 @@ static bool tables_differ(uint64_t *tables, size_t count)
     for (size_t left = count; left > 1; left--) {
         const uint64_t lowest = tables[0];
         tables[0] = tables[left - 1];
-        tables[left - 1] = lowest;
         sink(tables, 0, left - 1);
         if (tables[0] == lowest)
             return false;
