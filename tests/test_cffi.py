@@ -929,6 +929,31 @@ def test_invariants(library: Library) -> None:
     assert frames and machine.validate() is None
 
 
+@calls("rmpc_dmap_validate")
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 12])
+def test_any_two_tables_are_told_apart(library: Library, count: int) -> None:
+    """dmap.h: of so many empty tables any two that are one, in any order of their addresses, are noticed, and where the
+    walk meets it again; and none is where all differ."""
+    machine = CffiMachine(library, m.SMALL)
+    slots = [library.rmpc_dmap_lookup(machine.dmap, m.PAGE_OFFSET + (at << 21)).entry for at in range(1, count + 1)]
+    machine.dmap.counters.table_pages += count
+    scratch = library.new("uint64_t[]", 64)
+    where = library.new("uint64_t *")
+    rng = random.Random(count)
+    for _ in range(4):
+        pages = [page << 12 for page in rng.sample(range(0x200, 0x400), count)]
+        machine.bytes_at(0x200000, 0x200000)[:] = bytes(0x200000)
+        for first, again in [(0, 0), *itertools.combinations(range(count), 2)]:
+            for slot, page in zip(slots, pages, strict=True):
+                slot[0] = page | m.BOOT_TABLE
+            slots[again][0] = slots[first][0]
+            found = library.rmpc_dmap_validate(machine.dmap, scratch, 64, where)
+            if first == again:
+                assert found == library.RMPC_INVARIANTS_HOLD
+            else:
+                assert (found, where[0]) == (library.RMPC_BROKEN_TABLE_SHARED, m.PAGE_OFFSET + ((again + 1) << 21))
+
+
 @calls("rmpc_dmap_put_root", "rmpc_dmap_put_table", "rmpc_dmap_validate")
 def test_tables_in_any_order(library: Library) -> None:
     """A table that hangs in two places is found wherever the others lie."""
@@ -1367,16 +1392,17 @@ def test_counts_that_are_right_are_trusted_again(library: Library, entries: dict
     word = rmp.segments[0].regions + 0x800 // 512
     for pfn, low in entries.items():
         assert library.rmpc_rmp_set(rmp, pfn, (low, 0)) == library.RMPC_OK
-    # another region, which is right
-    assert library.rmpc_rmp_set(rmp, 0x400, (ONE, 0)) == library.RMPC_OK
+    # the regions beside it, which are right
+    for pfn in (0x600, 0xA00):
+        assert library.rmpc_rmp_set(rmp, pfn, (ONE, 0)) == library.RMPC_OK
     assert rmp.raw
     library.rmpc_rmp_recount(rmp)
     assert rmp.raw != right
     assert rmp.quick[1] == (m.SNP_COVERED if right else 0)
     # what is trusted and what is not is judged alike: the others of the region
-    for pfn in (0x400, 0x401, 0x800, 0x801, 0x9FE, 0xA00):
+    for pfn in (0x600, 0x601, 0x800, 0x801, 0x9FE, 0xA00, 0xC00):
         first = pfn & ~511
-        neighbours = {0x400: ONE} | entries
+        neighbours = {0x600: ONE, 0xA00: ONE} | entries
         may = not any(neighbours.get(other, 0) & ONE for other in range(first, first + 512))
         outcome = library.rmpc_rmp_check_host_write(rmp, pfn, 2, 0)
         assert (outcome.kind == library.RMPC_OUTCOME_ALLOWED) == may
