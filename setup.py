@@ -32,7 +32,8 @@ if sanitize:
     SPEED = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
     LINK = [f"-fsanitize={sanitize}"]
 elif os.environ.get("RMPCORE_COVERAGE"):
-    SPEED = ["-O0", "--coverage"]
+    # each function is counted as it stands, not in each place that it is put into
+    SPEED = ["-O0", "--coverage", "-Dalways_inline=unused"]
     LINK = ["--coverage"]
 else:
     SPEED = ["-O3", "-fno-math-errno"]

@@ -66,8 +66,9 @@ def compiler() -> list[str]:
 
 
 def optimised() -> list[str]:
-    """Flags for core code that a test compiles and runs: fast, or so that tools/coverage.py sees what was run."""
-    return ["-O0", "--coverage"] if os.environ.get("RMPCORE_COVERAGE") else ["-O2"]
+    """Flags for core code that a test compiles and runs: fast, or so that tools/coverage.py sees what was run (as
+    setup.py does it)."""
+    return ["-O0", "--coverage", "-Dalways_inline=unused"] if os.environ.get("RMPCORE_COVERAGE") else ["-O2"]
 
 
 @cache
