@@ -305,13 +305,9 @@ static void count_subpages(const struct rmpc_rmp *rmp, uint64_t base, uint64_t s
     struct place place;
 
     for (uint64_t pfn = base / REGION_BYTES * RMPC_REGION_FRAMES; pfn < end; pfn += RMPC_REGION_FRAMES) {
-        uint64_t count = 0;
-
-        if (!find(rmp, pfn, &place))
-            continue;
-        for (uint64_t i = 1; i < RMPC_REGION_FRAMES && i < place.left; i++)
-            count += place.head[i].lo & RMPC_RMP_ASSIGNED;
-        place.head->lo = (place.head->lo & ~RMPC_RMP_SUBPAGE_COUNT) | count << RMPC_RMP_SUBPAGE_SHIFT;
+        if (find(rmp, pfn, &place))
+            place.head->lo =
+                (place.head->lo & ~RMPC_RMP_SUBPAGE_COUNT) | count_others(&place) << RMPC_RMP_SUBPAGE_SHIFT;
     }
 }
 

@@ -97,6 +97,17 @@ static inline bool is_whole_region(const struct place *place)
     return place->left >= RMPC_REGION_FRAMES;
 }
 
+/* How many entries of a place's region are assigned, of those that are covered, the first left out: the subpage count that
+ * it should have (section 1.2). */
+static inline uint64_t count_others(const struct place *place)
+{
+    uint64_t count = 0;
+
+    for (uint64_t i = 1; i < RMPC_REGION_FRAMES && i < place->left; i++)
+        count += place->head[i].lo & RMPC_RMP_ASSIGNED;
+    return count;
+}
+
 static inline bool is_in_reserved_segment(const struct rmpc_rmp *rmp, uint64_t pfn)
 {
     const struct rmpc_rmp_segment *segment = rmpc_rmp_segment_of(rmp, pfn);

@@ -386,15 +386,13 @@ void rmpc_rmp_touch(struct rmpc_rmp *rmp, uint64_t pfn)
 
 /* Is a region's subpage count, stored in its first entry, what its entries say (section 1.2)?  A 2M entry has none, and
  * the others below it are assigned. */
-static bool is_counted(const struct rmpc_rmp_entry *head, uint64_t entries)
+static bool is_counted(const struct place *place)
 {
     const uint64_t large = RMPC_RMP_ASSIGNED | RMPC_RMP_SIZE_2M;
-    const uint64_t stored = rmpc_rmp_subpages(*head);
-    uint64_t count = 0;
+    const uint64_t stored = rmpc_rmp_subpages(*place->head);
+    const uint64_t count = count_others(place);
 
-    for (uint64_t i = 1; i < entries; i++)
-        count += head[i].lo & RMPC_RMP_ASSIGNED;
-    if ((head->lo & large) == large)
+    if ((place->head->lo & large) == large)
         return !stored && count == RMPC_REGION_FRAMES - 1;
     return stored == count;
 }
@@ -408,12 +406,13 @@ void rmpc_rmp_recount(struct rmpc_rmp *rmp)
         const struct rmpc_rmp_segment *segment = &rmp->segments[i];
 
         for (uint64_t start = 0; segment->regions && start < segment->frames; start += RMPC_REGION_FRAMES) {
-            const uint64_t left = segment->frames - start;
+            struct rmpc_rmp_entry *head = &segment->entries[start];
             uint32_t *word = &segment->regions[start / RMPC_REGION_FRAMES];
+            const struct place place = {head, head, word, segment->frames - start};
 
             if (!(*word & WORD_RAW))
                 continue;
-            if (is_counted(&segment->entries[start], left < RMPC_REGION_FRAMES ? left : RMPC_REGION_FRAMES))
+            if (is_counted(&place))
                 *word &= ~(uint32_t)WORD_RAW;
             else
                 rmp->raw = true;

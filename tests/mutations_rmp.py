@@ -395,7 +395,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     mutation("rmp §4.2 SNP_INIT: holes", FIRMWARE, "    fix_holes(firmware);\n", "", CASES),
     mutation("rmp §4.2 SNP_INIT: the RMP's own pages", FIRMWARE, "    take_own(rmp);\n", "", CASES),
     mutation(
-        "rmp §4.2 SNP_INIT: counts", FIRMWARE, "count += place.head[i].lo & RMPC_RMP_ASSIGNED;", "count += 0;", CASES
+        "rmp §4.2 SNP_INIT: counts", INTERNAL, "count += place->head[i].lo & RMPC_RMP_ASSIGNED;", "count += 0;", CASES
     ),
     mutation(
         "rmp §4.2 SNP_INIT: bookkeeping",
